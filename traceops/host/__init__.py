@@ -1,0 +1,3 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The only code that knows braintrace: install, learners, explain."""

@@ -1,0 +1,277 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""``etrace_grad`` and ``etrace_evolve``, a window at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import brainstate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import saiunit as u
+
+from traceops.errors import TraceNotCarriedError
+from traceops.host import upstream
+from traceops.host.recorder import split_states
+from traceops.host.rules import make_rule
+from traceops.window.program import StepProgram, trace_step
+from traceops.window.schedule import bytes_of, choose_window, run_windows
+
+__all__ = ['evolve', 'gradient']
+
+
+def gradient(
+    learner: Any,
+    driver: Any,
+    upstream_way: Callable[..., Any],
+    sequences: tuple[Any, ...],
+    step_fn: Callable[..., Any],
+    *,
+    mask: Any = None,
+    chunk_size: int | None = None,
+    weights: Any = None,
+    reduction: str = 'mean',
+    loss_output: str = 'per_step',
+    has_aux: bool = False,
+    return_value: bool = False,
+) -> Any:
+    """Upstream's ``etrace_grad`` with the window engine inside.
+
+    ``driver`` is what the step function calls (the learner, or its vmapped wrapper);
+    ``upstream_way`` is upstream's own method, used wherever the window does not apply.
+    """
+    def as_upstream(reason: str) -> Any:
+        learner._last_call = ('per-step', reason)
+        return upstream_way(
+            *sequences, step_fn=step_fn, mask=mask, chunk_size=chunk_size, weights=weights,
+            reduction=reduction, loss_output=loss_output, has_aux=has_aux,
+            return_value=return_value)
+
+    learner._assert_compiled()
+    _check_choice('reduction', reduction, upstream.REDUCTIONS)
+    _check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
+    length = upstream.sequence_length(sequences)
+    mask_ = _checked_mask(mask, length)
+    if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
+        return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+    _check_states(learner, driver)
+    weights = driver._seq_param_states if weights is None else weights
+    rule = make_rule(learner, lanes=driver is not learner)
+    per_step = _worth_a_step(learner, rule, length)
+    if per_step:
+        return as_upstream(per_step)
+
+    with _recording(learner):
+        program = trace_step(
+            _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
+            tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
+            counter=learner.running_index)
+    if program.count != 1:
+        return as_upstream(_count_reason(program.count))
+    K = _window_length(learner, program, length)
+    total, losses, aux = _run_gradient(learner, rule, program, weights, sequences, mask_, K)
+    learner._last_call = ('window', f'{K} steps per window')
+    return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+
+
+def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
+                   has_aux: bool) -> Callable[..., Any]:
+    """One step: gradients that do not pass through the trace, the signals, the record."""
+    recorder = learner._recorder
+
+    def objective(slices: Any, weight: Any) -> Any:
+        for port in recorder.ports.values():
+            _ = port.value          # differentiated, so it has to be read on every path
+        result = step_fn(*slices)
+        loss, aux = result if has_aux else (result, None)
+        if jnp.ndim(loss) != 0:
+            raise ValueError(
+                f'with chunk_size=None, step_fn must return a scalar loss, got shape '
+                f'{jnp.shape(loss)}. Reduce over the batch and feature axes inside step_fn.')
+        return jnp.sum(weight * loss), (loss, aux)
+
+    targets = {'weights': dict(weights.items()), 'ports': recorder.ports}
+    grad_fn = brainstate.transform.grad(objective, targets, has_aux=True)
+
+    def step(slices: Any, weight: Any) -> Any:
+        grads, (loss, aux) = grad_fn(slices, weight)
+        signals = {name: [split_states(s) for s in port]
+                   for name, port in grads['ports'].items()}
+        return {'sum': grads['weights'], 'record': signals, 'loss': loss, 'aux': aux}
+
+    return step
+
+
+def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, sequences: Any,
+                  mask: Any, K: int) -> Any:
+    weight_vals = {path: st.value for path, st in learner.param_states.items()}
+    names = _names_of(learner, weights, rule.paths)
+
+    def after_window(carry: Any, out: Any, before: dict[int, Any]) -> Any:
+        rule_carry, total = carry
+        record = {**learner._recorder.read(out['tape']), **out['record']}
+        index = before[id(learner.running_index)]
+        grads = rule.gradients(rule_carry, record, weight_vals, index)
+        rule_carry = rule.leave(rule_carry, record, weight_vals)
+        total = {name: jax.tree.map(jnp.add, total[name], grads[path])
+                 for name, path in names.items()}
+        return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
+
+    zeros = {name: jax.tree.map(jnp.zeros_like, weight_vals[path])
+             for name, path in names.items()}
+    (rule_carry, traced), sums, stacked = run_windows(
+        program, (sequences, mask), K, (rule.initial(), zeros), after_window)
+    rule.store(rule_carry)
+    direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
+    total = {k: jax.tree.map(jnp.add, direct[k], traced[k]) if k in traced and direct[k] is not None
+             else traced[k] if k in traced
+             else direct[k] if direct[k] is not None
+             else jax.tree.map(jnp.zeros_like, v.value)
+             for k, v in weights.items()}
+    return total, stacked['loss'], stacked['aux']
+
+
+def evolve(
+    learner: Any,
+    driver: Any,
+    upstream_way: Callable[..., Any],
+    sequences: tuple[Any, ...],
+    *,
+    step_fn: Callable[..., Any] | None = None,
+    chunk_size: int | None = None,
+    return_outputs: bool = False,
+) -> Any:
+    """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
+    def as_upstream(reason: str) -> Any:
+        learner._last_call = ('per-step', reason)
+        return upstream_way(*sequences, step_fn=step_fn, chunk_size=chunk_size,
+                            return_outputs=return_outputs)
+
+    learner._assert_compiled()
+    length = upstream.sequence_length(sequences)
+    if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
+        return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+    _check_states(learner, driver)
+    rule = make_rule(learner, lanes=driver is not learner)
+    if not isinstance(learner, upstream.ParamDimVjpAlgorithm) or not learner._carries_trace:
+        return as_upstream('no trace of the size of the weights is rolled')
+    per_step = _worth_a_step(learner, rule, length)
+    if per_step:
+        return as_upstream(per_step)
+
+    call = driver if step_fn is None else step_fn
+
+    def step(slices: Any) -> Any:
+        out = call(*slices)
+        return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
+
+    with _recording(learner):
+        program = trace_step(step, (sequences,), tape=learner._recorder.tape,
+                             constants=(), counter=learner.running_index)
+    if program.count != 1:
+        return as_upstream(_count_reason(program.count))
+    K = _window_length(learner, program, length)
+    weight_vals = {path: st.value for path, st in learner.param_states.items()}
+
+    def after_window(carry: Any, out: Any, before: Any) -> Any:
+        return rule.leave(
+            carry, learner._recorder.read(out['tape']), weight_vals, filtering=False), out['out']
+
+    carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
+    rule.store(carry)
+    learner._last_call = ('window', f'{K} steps per window')
+    return outputs if return_outputs else None
+
+
+# -- checks --------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def _recording(learner: Any) -> Iterator[None]:
+    learner._recorder.active = True
+    try:
+        yield
+    finally:
+        learner._recorder.active = False
+
+
+def _check_choice(name: str, value: Any, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f'{name} must be one of {legal}, got {value!r}.')
+
+
+def _checked_mask(mask: Any, length: int) -> Any:
+    checked = upstream.check_mask(mask, length)
+    if not isinstance(checked, jax.core.Tracer) and np.isnan(np.asarray(checked)).any():
+        where = np.flatnonzero(np.isnan(np.asarray(checked)))[:5].tolist()
+        raise ValueError(f'mask is NaN at steps {where}; every weight has to be a number '
+                         f'(0 drops the loss of a step).')
+    return checked
+
+
+def _check_states(learner: Any, driver: Any) -> None:
+    """Hidden states still have the shapes that the graph was compiled for."""
+    lanes = 0 if driver is learner else 1
+    for path, invar in learner.graph.module_info.hidden_path_to_invar.items():
+        state = learner.graph.module_info.retrieved_model_states[path]
+        now, then = tuple(u.math.shape(state.value)), tuple(invar.aval.shape)
+        if now[lanes:] != then:
+            raise ValueError(
+                f'hidden state {path} has shape {now}, but the learner was compiled for '
+                f'{then}{" per lane" if lanes else ""}. Compile the learner again for this '
+                f'shape: braintrace.compile(model, rule, example_input, batch_size=...).')
+
+
+def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
+    if length == 1 and isinstance(learner, upstream.ParamDimVjpAlgorithm) \
+            and learner._carries_trace and rule.initial():
+        return "a sequence of one step: upstream's fused update passes over the trace once"
+    return None
+
+
+def _count_reason(count: int | None) -> str:
+    if count is None:
+        return ('step_fn calls the learner inside an inner jit, scan or branch, where its calls '
+                'cannot be counted; call it directly in step_fn')
+    return f'step_fn calls the learner {count} times a step; the window needs exactly one call'
+
+
+def _window_length(learner: Any, program: StepProgram, length: int) -> int:
+    settings = learner.traceops_settings
+    if settings.window is not None and settings.window > length:
+        raise ValueError(
+            f'window={settings.window} is longer than the sequence of {length} steps. Make the '
+            f'learner with traceops.configure(window={length}) or less, or window=None to have '
+            f'it chosen.')
+    K = choose_window(length, program.record_bytes, settings.window, settings.memory_budget)
+    if K < length and not learner._carries_trace:
+        need = bytes_of(program.record_bytes * length)
+        raise TraceNotCarriedError(
+            f'{length} steps in windows of {K} need a trace between the windows, but this '
+            f'learner was made with carry_trace=False. Record the sequence in one window '
+            f"({need}) with traceops.configure(window=None, memory_budget='{need}'), or carry "
+            f'the trace with traceops.configure(carry_trace=True).')
+    return K
+
+
+def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:
+    """``{name in weights: path in the learner}`` of the parameters with a trace."""
+    by_id = {id(learner.param_states[p]): p for p in paths}
+    return {name: by_id[id(st)] for name, st in weights.items() if id(st) in by_id}
+
+
+def _results(total: Any, losses: Any, aux: Any, mask: Any, reduction: str, loss_output: str,
+             has_aux: bool, return_value: bool) -> Any:
+    denom = jnp.maximum(jnp.sum(mask), 1.0)
+    if reduction == 'mean':
+        total = jax.tree.map(lambda g: g / denom, total)
+    if not return_value:
+        return (total, aux) if has_aux else total
+    masked = losses * mask
+    value = {'per_step': losses, 'masked': masked, 'scalar': jnp.sum(masked)}[loss_output]
+    if loss_output == 'scalar' and reduction == 'mean':
+        value = value / denom
+    return (total, value, aux) if has_aux else (total, value)

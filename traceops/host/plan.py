@@ -1,0 +1,92 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine a learner gets, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from traceops.host import upstream
+from traceops.host.relations import RelationView
+
+__all__ = ['Plan', 'make_plan']
+
+#: Methods that the window replaces: a subclass with its own version of one keeps its own way.
+_REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
+             '_assign_etrace_data', '_update_fn', '_update_fn_fwd', '_update_fn_bwd', 'etrace_grad',
+             'etrace_evolve', '_make_etrace_stepper', '_update_impl', 'update')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The engine of a learner: ``'window'`` or ``'upstream'`` with the reason."""
+
+    engine: str
+    reason: str = ''
+
+    @property
+    def windowed(self) -> bool:
+        return self.engine == 'window'
+
+
+def make_plan(learner: Any) -> Plan:
+    """Decide for a compiled learner. Never fails: what the window cannot serve is upstream's."""
+    reason = _rule_reason(learner) or _override_reason(learner) or _graph_reason(learner)
+    return Plan('upstream', reason) if reason else Plan('window')
+
+
+def _rule_reason(learner: Any) -> str | None:
+    config = learner.config
+    if learner.vjp_method != 'single-step':
+        return (f'vjp_method={learner.vjp_method!r} differentiates through several steps at once; '
+                f"the adjoint form pairs each step's signal with its own trace")
+    if config.learning_signal == 'bootstrapped':
+        return "learning_signal='bootstrapped' injects a cotangent at the end of each step"
+    if config.recurrence_scope == 'sparse_n':
+        return "recurrence_scope='sparse_n' widens the trace over neighbouring positions"
+    if getattr(learner, 'trace_dtype', None) is not None:
+        return (f'trace_dtype={learner.trace_dtype!r} rounds the trace at every step, and the '
+                f'window stores no trace to round; leave trace_dtype=None for the window')
+    return None
+
+
+def _override_reason(learner: Any) -> str | None:
+    fast = type(learner)
+    bases = [c for c in fast.__mro__ if not c.__dict__.get('_traceops_mixin')
+             and not c.__module__.startswith('traceops.')]
+    for name in _REPLACED:
+        owner = next(c for c in bases if name in vars(c))
+        if not owner.__module__.startswith('braintrace'):
+            return f'{owner.__name__} overrides {name}'
+    return None
+
+
+def _graph_reason(learner: Any) -> str | None:
+    graph = learner.graph
+    if any(g.descent is not None for g in graph.hidden_groups) or any(
+            r.control_flow_context is not None for r in graph.hidden_param_op_relations):
+        return 'a relation or hidden state lives inside a scan of the model (scan descent)'
+    if not graph.hidden_param_op_relations:
+        return 'no parameter is routed through an ETP op'
+    if isinstance(learner, upstream.ParamDimVjpAlgorithm):
+        for relation in graph.hidden_param_op_relations:
+            shared = upstream.shared_axis(relation)
+            if shared:
+                return (f'{relation.eqn_params["equation"]!r} shares axis {shared!r}: its trace '
+                        f'keeps one slot for many positions, which has no adjoint')
+    for relation in graph.hidden_param_op_relations:
+        view = RelationView(relation)
+        for group in relation.hidden_groups:
+            if not _fits(view, group):
+                return (f'{relation.primitive.name} writes {view.y_shape} into a hidden group of '
+                        f'shape {tuple(group.varshape)}')
+    return None
+
+
+def _fits(view: RelationView, group: Any) -> bool:
+    """The op's output and the group have the same positions (up to size-one and batch axes)."""
+    varshape = tuple(group.varshape)
+    if not view.has_input:
+        return varshape[len(varshape) - len(view.y_shape):] == view.y_shape
+    return tuple(n for n in varshape if n != 1) == tuple(n for n in view.y_shape if n != 1)

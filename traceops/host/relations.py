@@ -1,0 +1,94 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""braintrace's relations, seen as what the window engine needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.host import upstream
+from traceops.window.weight_vjp import input_dependent, weight_vjp
+
+__all__ = ['RelationView', 'relation_views', 'stack_states']
+
+
+def stack_states(arrays: Any) -> Any:
+    """``S`` arrays to upstream's layout, a trailing axis of size ``S``."""
+    return jnp.stack(arrays, axis=-1)
+
+
+def stack_rows(rows: Any) -> Any:
+    """``S x S`` arrays to upstream's layout, two trailing axes."""
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationView:
+    """One ETP relation ``y = op(x, W)`` and the hidden groups it feeds."""
+
+    relation: Any
+
+    @property
+    def x_key(self) -> Any:
+        return upstream.input_key(self.relation.x_var) if self.has_input else None
+
+    @property
+    def has_input(self) -> bool:
+        return upstream.has_input(self.relation)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return tuple(g.index for g in self.relation.hidden_groups)
+
+    @property
+    def paths(self) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(self.relation.trainable_paths.values()))
+
+    @property
+    def y_shape(self) -> tuple[int, ...]:
+        return tuple(self.relation.y_var.aval.shape)
+
+    def factor_key(self, group: int) -> Any:
+        return upstream.factor_key(self.relation.y_var, group)
+
+    def trace_key(self, group: int) -> Any:
+        return (id(self.relation.y_var), group)
+
+    def op(self, x: Any, weights: dict[str, Any]) -> Any:
+        """The op itself: its own implementation, on one step's operands."""
+        rel = self.relation
+        positions = upstream.trainable_operands(rel.primitive, rel.eqn_params)
+        operands: dict[int, Any] = {positions[k]: w for k, w in weights.items()}
+        if self.has_input:
+            operands[upstream.x_operand(rel.primitive)] = x
+        return rel.primitive.impl(*(operands[i] for i in sorted(operands)), **rel.eqn_params)
+
+    def gradient(self, weight_vals: Any, x: Any, cotangent: Any, precision: str) -> dict[str, Any]:
+        """``vjp_W(op)(x_{1..T}, cotangent_{1..T})``: ``{operand name: gradient}``."""
+        weights = upstream.weights_of(self.relation, weight_vals)
+        x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
+        return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision)
+
+    def filtered_operands(self, weight_vals: Any) -> dict[str, bool]:
+        """Which operands' gradients read the input (see :func:`input_dependent`)."""
+        weights = upstream.weights_of(self.relation, weight_vals)
+        if not self.has_input:
+            return dict.fromkeys(weights, False)
+        aval = self.relation.x_var.aval
+        x = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        return input_dependent(self.op, weights, x, self.y_shape)
+
+    def add_to(self, grads: dict[Any, Any], weight_vals: Any, named: dict[str, Any]) -> None:
+        """Route ``{operand name: gradient}`` into ``{path: gradient}``."""
+        weights = upstream.weights_of(self.relation, weight_vals)
+        named = {k: jnp.asarray(v).astype(weights[k].dtype) for k, v in named.items()}
+        upstream.route(self.relation, named, weight_vals, grads)
+
+
+def relation_views(learner: Any) -> tuple[RelationView, ...]:
+    """The relations of a compiled learner."""
+    return tuple(RelationView(r) for r in learner.graph.hidden_param_op_relations)

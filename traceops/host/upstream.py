@@ -1,0 +1,204 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every private name of braintrace that traceops leans on, in one place.
+
+Nothing else in the package imports from ``braintrace._*``. A name that has moved fails here,
+with the supported versions in the message; ``tests/host/test_upstream.py`` checks each one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import braintrace
+import jax
+import jax.numpy as jnp
+
+from traceops.errors import UnsupportedVersionError
+from traceops.host.versions import SUPPORTED
+
+__all__ = ['PRIVATE_NAMES']
+
+#: module -> names used from it; the test that notices when upstream moves walks this table.
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    'braintrace._algorithm.sequence': (
+        'SequenceDriverMixin', '_check_chunk_size', '_check_mask', '_sequence_length',
+        '_REDUCTIONS', '_LOSS_OUTPUTS'),
+    'braintrace._algorithm.vjp_base': ('ETraceVjpAlgorithm',),
+    'braintrace._algorithm.vjp_graph_executor': ('ETraceVjpGraphExecutor',),
+    'braintrace._algorithm.param_dim_vjp': (
+        '_solve_param_dim_weight_gradients', '_update_param_dim_etrace_scan_fn'),
+    'braintrace._algorithm.io_dim_vjp': ('_reduce_to_param_shape',),
+    'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path'),
+    'braintrace._op': (
+        'ETP_RULES_XY_TO_DW', 'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars',
+        'get_x_invar_index', 'is_batched_primitive', 'etp_elemwise_p'),
+    'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
+    'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
+    'braintrace._compiler.hidden_group': ('_transition_contains_while',),
+}
+
+
+def _private(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as err:
+        raise UnsupportedVersionError(
+            f'{module}.{name} is not in braintrace {braintrace.__version__}. traceops supports '
+            f'braintrace {SUPPORTED["braintrace"]}; install one of those, or run without '
+            f'traceops.install().') from err
+
+
+_sequence = 'braintrace._algorithm.sequence'
+SequenceDriver = _private(_sequence, 'SequenceDriverMixin')
+VjpAlgorithm = _private('braintrace._algorithm.vjp_base', 'ETraceVjpAlgorithm')
+ParamDimVjpAlgorithm = braintrace.ParamDimVjpAlgorithm
+IODimVjpAlgorithm = braintrace.IODimVjpAlgorithm
+ETraceVmap = braintrace.ETraceVmap
+
+check_chunk_size: Callable[[Any], int | None] = _private(_sequence, '_check_chunk_size')
+check_mask: Callable[[Any, int], jax.Array] = _private(_sequence, '_check_mask')
+sequence_length: Callable[[tuple[Any, ...]], int] = _private(_sequence, '_sequence_length')
+REDUCTIONS: tuple[str, ...] = _private(_sequence, '_REDUCTIONS')
+LOSS_OUTPUTS: tuple[str, ...] = _private(_sequence, '_LOSS_OUTPUTS')
+
+_op = 'braintrace._op'
+_elementwise_p = _private(_op, 'etp_elemwise_p')
+_einsum_p = _private('braintrace._op.einsum', 'etp_einsum_p')
+_parse_einsum = _private('braintrace._op.einsum', 'parse_etp_einsum')
+_xy_to_dw = _private(_op, 'ETP_RULES_XY_TO_DW')
+_fast_path_rules = _private(_op, 'get_fast_path_rules')
+_x_repr = _private(_op, 'get_pp_x_repr')
+trainable_operands = _private(_op, 'get_trainable_invars')
+x_operand = _private(_op, 'get_x_invar_index')
+is_batched = _private(_op, 'is_batched_primitive')
+
+_solve_param_dim = _private('braintrace._algorithm.param_dim_vjp',
+                            '_solve_param_dim_weight_gradients')
+_step_param_dim = _private('braintrace._algorithm.param_dim_vjp',
+                           '_update_param_dim_etrace_scan_fn')
+reduce_to_parameter = _private('braintrace._algorithm.io_dim_vjp', '_reduce_to_param_shape')
+leaf_of = _private('braintrace._algorithm._common', '_extract_leaf')
+route = _private('braintrace._algorithm._common', '_route_grads_by_path')
+input_key = _private('braintrace._misc', 'etrace_x_key')
+factor_key = _private('braintrace._misc', 'etrace_df_key')
+_has_while = _private('braintrace._compiler.hidden_group', '_transition_contains_while')
+_GraphExecutor = _private('braintrace._algorithm.vjp_graph_executor', 'ETraceVjpGraphExecutor')
+
+
+# -- questions about a relation ------------------------------------------------------------
+
+def has_input(relation: Any) -> bool:
+    """Whether the op reads an input at all (the element-wise op does not)."""
+    return relation.x_var is not None and relation.primitive is not _elementwise_p
+
+
+def shared_axis(relation: Any) -> str | None:
+    """The axes of an einsum over which upstream's trace keeps one slot for many positions."""
+    if relation.primitive is not _einsum_p:
+        return None
+    return _parse_einsum(relation.eqn_params['equation']).shared or None
+
+
+def chunk_rule(relation: Any, fast_solve: bool) -> Callable[..., Any] | None:
+    """Upstream's closed form of the trace update over a window, where it has one."""
+    rules = _fast_path_rules(relation.primitive)
+    if not fast_solve or rules is None or not rules.applicable(relation.eqn_params):
+        return None
+    return rules.chunk
+
+
+def rules_of(relation: Any) -> Any:
+    """Upstream's closed-form kernels for the op of a relation."""
+    return _fast_path_rules(relation.primitive)
+
+
+def weights_of(relation: Any, weight_vals: dict[Any, Any]) -> dict[str, Any]:
+    """``{operand name: weight leaf}`` of a relation."""
+    return {key: leaf_of(weight_vals[relation.trainable_paths[key]],
+                         relation.trainable_leaf_indices[key])
+            for key in relation.trainable_vars}
+
+
+def x_representation(relation: Any) -> Callable[[Any], Any] | None:
+    """How the input enters the ES-D-RTRL input filter, when not as it is (embedding: one-hot)."""
+    fn = _x_repr(relation.primitive)
+    if fn is None:
+        return None
+    avals = {k: v.aval for k, v in relation.trainable_vars.items()}
+    return lambda x: fn(x, avals)
+
+
+# -- the trace itself ----------------------------------------------------------------------
+
+def solve_param_dim(learner: Any, trace: dict[Any, Any], signals: Sequence[Any],
+                    weight_vals: dict[Any, Any]) -> dict[Any, Any]:
+    """Contract a D-RTRL trace with a signal per hidden group: ``{path: gradient}``."""
+    grads: dict[Any, Any] = {}
+    _solve_param_dim(trace, grads, signals, learner.graph.hidden_param_op_relations,
+                     weight_vals, fast_solve=learner.fast_solve)
+    return grads
+
+
+def roll_step(learner: Any, relations: Sequence[Any], weight_vals: dict[Any, Any],
+              trace: dict[Any, Any], factors: tuple[Any, Any, Any]) -> dict[Any, Any]:
+    """One step of upstream's D-RTRL trace update, for these relations."""
+    return _step_param_dim(trace, factors, weight_path_to_vals=weight_vals,
+                           hidden_param_op_relations=relations,
+                           fast_solve=learner.fast_solve, trace_dtype=learner.trace_dtype)[0]
+
+
+def solve_factorised(relation: Any, x: Any, cotangent: Any,
+                     weight_vals: dict[Any, Any]) -> dict[str, Any]:
+    """Upstream's weight-gradient rule on a (filtered) input: ``{operand name: gradient}``."""
+    weights = weights_of(relation, weight_vals)
+    grads = _xy_to_dw[relation.primitive](x, cotangent, weights, **relation.eqn_params)
+    return {key: reduce_to_parameter(value, weights[key]) for key, value in grads.items()}
+
+
+# -- the step ------------------------------------------------------------------------------
+
+def has_bypass(learner: Any) -> bool:
+    """Whether an output reads a previous hidden value around the new ones (braintrace 0.2.8)."""
+    asks = getattr(learner, '_has_hidden_output_bypass', None)
+    return bool(asks()) if asks is not None else False
+
+
+def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence[Any]) -> Any:
+    """``D`` of a position-diagonal group, one reverse pass per row.
+
+    The rows stay separate arrays until the last moment: upstream's vmapped form puts the
+    states on a trailing axis, which a CPU cannot vectorise.
+    """
+    def row(i: int) -> Any:
+        def component(hid: Sequence[Any]) -> Any:
+            new = group.concat_hidden(group.transition(hid, input_vals))
+            return new[..., i]
+        out, vjp = jax.vjp(component, list(hidden_vals))
+        return group.concat_hidden(vjp(jnp.ones_like(out))[0])
+
+    return jnp.stack([row(i) for i in range(group.num_state)], axis=-2)
+
+
+def recording_executor(cls: type) -> type:
+    """A graph executor whose Jacobian rows are kept apart (same numbers, other layout)."""
+
+    class RecordingExecutor(cls):  # type: ignore[misc, valid-type]
+        def _compute_hid2hid_jacobian(self, intermediate_values: Any) -> Any:
+            groups = self.graph.hidden_groups
+            if self.full_jacobian or not all(_rows_apply(g) for g in groups):
+                return super()._compute_hid2hid_jacobian(intermediate_values)
+            return jax.lax.stop_gradient([
+                transition_rows(g, [intermediate_values[v] for v in g.hidden_invars],
+                                [intermediate_values[v] for v in g.transition_jaxpr_constvars])
+                for g in groups])
+
+    RecordingExecutor.__name__ = cls.__name__
+    return RecordingExecutor
+
+
+def _rows_apply(group: Any) -> bool:
+    return bool(group.is_diagonal_recurrence and group.descent is None and group.snap is None
+                and not _has_while(group.transition_jaxpr))
