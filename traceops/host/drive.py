@@ -111,12 +111,16 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, s
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
-    def after_window(carry: Any, out: Any, before: dict[int, Any]) -> Any:
+    def digest(inner: Any, out: Any, before: dict[int, Any]) -> Any:
+        record = {**learner._recorder.read(out.pop('tape')), **out['record']}
+        inner, out['record'] = rule.digest(inner, record, before[id(learner.running_index)])
+        return inner, out
+
+    def after_window(carry: Any, inner: Any, out: Any, before: dict[int, Any]) -> Any:
         rule_carry, total = carry
-        record = {**learner._recorder.read(out['tape']), **out['record']}
         index = before[id(learner.running_index)]
-        grads = rule.gradients(rule_carry, record, weight_vals, index)
-        rule_carry = rule.leave(rule_carry, record, weight_vals)
+        grads = rule.gradients(rule_carry, inner, out['record'], weight_vals, index)
+        rule_carry = rule.leave(rule_carry, inner, out['record'], weight_vals)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
                  for name, path in names.items()}
         return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
@@ -124,7 +128,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, s
     zeros = {name: jax.tree.map(jnp.zeros_like, weight_vals[path])
              for name, path in names.items()}
     (rule_carry, traced), sums, stacked = run_windows(
-        program, (sequences, mask), K, (rule.initial(), zeros), after_window)
+        program, (sequences, mask), K, (rule.initial(), zeros), after_window,
+        lambda carry: rule.inner(carry[0]), digest)
     rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
     total = {k: jax.tree.map(jnp.add, direct[k], traced[k]) if k in traced and direct[k] is not None
@@ -177,9 +182,9 @@ def evolve(
     K = _window_length(learner, program, length)
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
-    def after_window(carry: Any, out: Any, before: Any) -> Any:
-        return rule.leave(
-            carry, learner._recorder.read(out['tape']), weight_vals, filtering=False), out['out']
+    def after_window(carry: Any, inner: Any, out: Any, before: Any) -> Any:
+        record = learner._recorder.read(out['tape'])
+        return rule.leave(carry, inner, record, weight_vals, filtering=False), out['out']
 
     carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
     rule.store(carry)

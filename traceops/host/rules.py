@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, stack_rows, stack_states
 from traceops.kernels.adjoint_window.reference import adjoint_window
-from traceops.kernels.es_trace_window.reference import es_trace_window, output_filter
+from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
 from traceops.window.leaving import leaving_factors
 
 __all__ = ['FactorisedRule', 'ParamDimRule', 'make_rule']
@@ -37,8 +37,7 @@ def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
     """A signal on the previous hidden value is a signal on the previous step (``e_{t-1}``)."""
     if bypass is None:
         return signal, None
-    shifted = [jnp.concatenate([b[1:], jnp.zeros_like(b[:1])]) for b in bypass]
-    return (tuple(a + b for a, b in zip(signal, shifted, strict=True)),
+    return (tuple(a + _next(b) for a, b in zip(signal, bypass, strict=True)),
             tuple(b[0] for b in bypass))
 
 
@@ -60,6 +59,14 @@ class _Rule:
         bypass = record.get('bypass')
         return {i: _with_bypass(s, None if bypass is None else bypass[i])
                 for i, s in enumerate(record['signal'])}
+
+    def inner(self, carry: Carry) -> Any:
+        """What the rule folds step by step while the window is simulated."""
+        return ()
+
+    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        """One step's record: fold some of it into ``inner``, keep the rest."""
+        return inner, record
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)
@@ -91,7 +98,8 @@ class ParamDimRule(_Rule):
         for key, value in carry.get('filter', {}).items():
             self.learner._trace_filters[key].value = value
 
-    def gradients(self, carry: Carry, record: Any, weight_vals: Any, index: Any) -> Grads:
+    def gradients(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+                  index: Any) -> Grads:
         """Weight gradients of the window, the entering trace's contribution included."""
         grads: Grads = {}
         deltas: dict[int, Any] = {}
@@ -126,7 +134,8 @@ class ParamDimRule(_Rule):
             value = jax.tree.map(lambda a: a.sum(0), value) if self.lanes else value
             grads[path] = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads[path], value)
 
-    def leave(self, carry: Carry, record: Any, weight_vals: Any, filtering: bool = True) -> Carry:
+    def leave(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+              filtering: bool = True) -> Carry:
         """The trace after the window: one pass for a whole window where upstream has one."""
         if not self.carried:
             return carry
@@ -232,6 +241,31 @@ def _rank_t_update(relation: Any, x: Any, p: Any, entering: Any, old: Any) -> di
 class FactorisedRule(_Rule):
     """ES-D-RTRL and everything on the input/output-factorised engine."""
 
+    @property
+    def bypass(self) -> bool:
+        return upstream.has_bypass(self.learner)
+
+    def inner(self, carry: Carry) -> Any:
+        """The output-side factor is folded while the window is simulated: it needs no storage."""
+        return carry['f']
+
+    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        r""":math:`g_t` and :math:`(g_t \cdot L_t) / c_t` of one step; keeps the latter."""
+        correction = self._correction(index)
+        new, instant = {}, {}
+        for view in self.views:
+            for g in view.groups:
+                key = view.factor_key(g)
+                new[key], instant[key] = es_trace_step(
+                    record['signal'][g], record['D'][g], record['f'][key], inner[key],
+                    correction, self.learner.decay_f)
+        kept = {'x': record['x'], 'instant': instant}
+        if self.bypass:
+            kept['bypass'] = record['bypass']
+            kept['factor'] = {k: tuple(a / correction.astype(a.dtype) for a in v)
+                              for k, v in new.items()}
+        return new, kept
+
     def initial(self) -> Carry:
         """Both factors, as they enter."""
         learner = self.learner
@@ -245,29 +279,26 @@ class FactorisedRule(_Rule):
         for key, value in carry['f'].items():
             self.learner.etrace_dfs[key].value = stack_states(value)
 
-    def gradients(self, carry: Carry, record: Any, weight_vals: Any, index: Any) -> Grads:
-        """Weight gradients of the window; the new output-side factor goes into the record."""
+    def gradients(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+                  index: Any) -> Grads:
+        """Weight gradients of the window."""
         grads: Grads = {}
-        steps = jax.tree.leaves(record['signal'])[0].shape[0]
-        correction = self._correction(index + jnp.arange(-1, steps))
-        record['leaving'] = {}
-        instants: dict[int, Any] = {}
-        before_all: dict[int, Any] = {}
-        for g, (signal, before) in self._signals(record).items():
-            for view in self._feeding(g):
-                key = view.factor_key(g)
-                c = correction[1:].astype(signal[0].dtype)
-                instant, record['leaving'][key] = es_trace_window(
-                    signal, record['D'][g], record['f'][key], carry['f'][key], c,
-                    self.learner.decay_f)
-                instants[id(view)] = instants.get(id(view), 0.) + instant
-                if before is not None:
-                    first = sum(a * (b / correction[0]) for a, b in
-                                zip(before, carry['f'][key], strict=True))
-                    before_all[id(view)] = before_all.get(id(view), 0.) + first
+        first_correction = self._correction(index - 1)
         for view in self.views:
-            view.add_to(grads, weight_vals, self._solve(
-                view, carry, record, weight_vals, instants[id(view)], before_all.get(id(view))))
+            instant = before = None
+            for g in view.groups:
+                key = view.factor_key(g)
+                now = record['instant'][key]
+                if self.bypass:      # a signal on h_{t-1} pairs with the factors of step t-1
+                    late = _dot(tuple(_next(b) for b in record['bypass'][g]),
+                                record['factor'][key])
+                    first = _dot(tuple(b[0] for b in record['bypass'][g]), carry['f'][key])
+                    first = first / first_correction.astype(first.dtype)
+                    before = first if before is None else before + first
+                    now = now + late
+                instant = now if instant is None else instant + now
+            view.add_to(grads, weight_vals,
+                        self._solve(view, carry, record, weight_vals, instant, before))
         return grads
 
     def _solve(self, view: RelationView, carry: Carry, record: Any, weight_vals: Any,
@@ -310,7 +341,8 @@ class FactorisedRule(_Rule):
             elif key in plain:
                 named[key] = named[key] + plain[key]
 
-    def leave(self, carry: Carry, record: Any, weight_vals: Any, filtering: bool = True) -> Carry:
+    def leave(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+              filtering: bool = True) -> Carry:
         """Both factors after the window."""
         inputs = {}
         for view in self.views:
@@ -319,7 +351,7 @@ class FactorisedRule(_Rule):
             repr_of = upstream.x_representation(view.relation)
             inputs[view.x_key] = self._low_pass(
                 carry['x'][view.x_key], record['x'][view.x_key], repr_of)
-        return {'x': inputs, 'f': record['leaving']}
+        return {'x': inputs, 'f': inner}
 
     def _low_pass(self, a: Any, xs: Any, repr_of: Any) -> Any:
         decay = self.learner.decay_x
@@ -337,6 +369,15 @@ class FactorisedRule(_Rule):
         """Upstream's warm-up correction, indexed as upstream indexes it."""
         c = 1. - jnp.power(self.learner.decay_f, index + 1)
         return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def _next(a: Any) -> Any:
+    """``a_{t+1}`` at ``t``, zero after the last step."""
+    return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
 
 
 def _split(value: Any) -> tuple[Any, ...]:

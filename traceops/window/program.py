@@ -67,12 +67,18 @@ class StepProgram:
         for i, value in zip(self.carried, states, strict=True):
             self.states[i].value = value
 
-    def scan(self, states: Any, sums: Any, xs: Any) -> tuple[Any, Any, Any]:
-        """Run the step over ``xs``: new states, new sums, stacked outputs."""
+    def scan(self, states: Any, sums: Any, xs: Any, inner: Any = (),
+             digest: Callable[..., Any] | None = None) -> tuple[Any, Any, Any, Any]:
+        """Run the step over ``xs``: new states, new sums, what ``digest`` carried, outputs.
+
+        ``digest(inner, outputs, states before the step) -> (inner, outputs)`` sees each step's
+        outputs before they are stacked: what it folds away is never stored.
+        """
         constants = [s.value for s in self.states]
 
         def body(carry: Any, x: Any) -> Any:
-            states, sums = carry
+            states, sums, inner = carry
+            before = self.by_id(states)
             values = list(constants)
             for i, v in zip(self.carried, states, strict=True):
                 values[i] = v
@@ -82,10 +88,12 @@ class StepProgram:
             by_id = {id(s): v for s, v in zip(self.states, new, strict=True)}
             out['tape'] = tuple(by_id[id(t)] for t in self.tape)
             states = tuple(_like(new[i], values[i]) for i in self.carried)
-            return (states, sums), out
+            if digest is not None:
+                inner, out = digest(inner, out, before)
+            return (states, sums, inner), out
 
-        (states, sums), out = jax.lax.scan(body, (states, sums), xs)
-        return states, sums, out
+        (states, sums, inner), out = jax.lax.scan(body, (states, sums, inner), xs)
+        return states, sums, inner, out
 
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
         """The sums in the structure of ``like``; ``None`` where the step never adds anything."""

@@ -36,7 +36,9 @@ def bytes_of(n: int) -> str:
 
 
 def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
-                after_window: Callable[[Any, Any, dict[int, Any]], Any]) -> tuple[Any, Any, Any]:
+                after_window: Callable[[Any, Any, Any, dict[int, Any]], Any],
+                inner_of: Callable[[Any], Any] = lambda carry: (),
+                digest: Callable[..., Any] | None = None) -> tuple[Any, Any, Any]:
     """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
 
     Parameters
@@ -50,7 +52,10 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     carry : pytree
         What passes from window to window beside the states.
     after_window : callable
-        ``(carry, stacked outputs of the window, states before it) -> (carry, kept outputs)``.
+        ``(carry, inner, stacked outputs of the window, states before it) -> (carry, kept
+        outputs)``.
+    inner_of, digest : callable, optional
+        What is folded step by step inside the window (see :meth:`StepProgram.scan`).
 
     Returns
     -------
@@ -64,8 +69,8 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     def window(full: Any, xs_w: Any) -> Any:
         states, sums, carry = full
         before = program.by_id(states)
-        states, sums, out = program.scan(states, sums, xs_w)
-        carry, kept = after_window(carry, out, before)
+        states, sums, inner, out = program.scan(states, sums, xs_w, inner_of(carry), digest)
+        carry, kept = after_window(carry, inner, out, before)
         return (states, sums, carry), kept
 
     full = (states, sums, carry)

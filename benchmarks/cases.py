@@ -1,0 +1,57 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured, and the ratios aimed at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ['CASES', 'Case']
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row. ``bar`` and ``bar_free``: aimed-at upstream / traceops, trace carried or not."""
+
+    name: str
+    net: str
+    rule: str
+    n: int
+    bar: float | None
+    bar_free: float | None = None
+    steps: int = 50
+    batch: int = 32
+    vmap: bool = False
+    n_in: int = 50
+    n_out: int = 10
+    upstream_fits: bool = True
+
+    @property
+    def spiking(self) -> bool:
+        return 'lif' in self.net
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {'decay_or_rank': 0.99} if self.rule == 'ES_D_RTRL' else {}
+
+    @property
+    def trace_bytes(self) -> int:
+        """Bytes of upstream's D-RTRL trace of the recurrent layer, one copy."""
+        states = 2 if 'alif' in self.net else 1
+        return 4 * self.batch * (self.n_in + self.n) * self.n * states
+
+
+CASES = (
+    Case('D-RTRL LIF 128', 'lif', 'D_RTRL', 128, 6., 10.),
+    Case('D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, 40., 100.),
+    Case('D-RTRL ALIF 128 vmap', 'alif', 'D_RTRL', 128, 15., 30., vmap=True),
+    Case('D-RTRL ALIF 1024', 'alif', 'D_RTRL', 1024, 60., 150.),
+    Case('D-RTRL GRU 128', 'gru', 'D_RTRL', 128, 6., 9.),
+    Case('D-RTRL LSTM 64', 'lstm', 'D_RTRL', 64, 4., 5., steps=30, batch=16),
+    Case('ES-D-RTRL LIF 128', 'lif', 'ES_D_RTRL', 128, 1.3),
+    Case('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, 1.3, vmap=True),
+    Case('ES-D-RTRL GRU 128', 'gru', 'ES_D_RTRL', 128, 1.0),
+    Case('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, 1.9, steps=200, batch=8),
+    Case('D-RTRL LIF 8192', 'lif', 'D_RTRL', 8192, None, None, steps=20, upstream_fits=False),
+)

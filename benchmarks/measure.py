@@ -1,0 +1,178 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Contestants, their check against upstream, and interleaved timing."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import braintools
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import saiunit as u
+from tqdm import tqdm
+
+import traceops
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.nets import make
+
+__all__ = ['Row', 'check', 'contestants', 'run']
+
+TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass
+class Row:
+    """What was measured of a case; ``error`` refuses the speed."""
+
+    case: Case
+    difference: float | None = None
+    spikes: float | None = None
+    error: str = ''
+    seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    peak_rss: int = 0
+
+    def median(self, who: str) -> float | None:
+        times = self.seconds.get(who)
+        return float(np.median(times)) if times else None
+
+    def ratio(self, above: str, below: str) -> float | None:
+        a, b = self.median(above), self.median(below)
+        return a / b if a is not None and b is not None else None
+
+
+def data(case: Case) -> tuple[Any, Any]:
+    """Inputs strong enough that spiking nets spike, and labels."""
+    rng = np.random.RandomState(0)
+    x = rng.binomial(1, 0.2, (case.steps, case.batch, case.n_in)).astype(np.float32)
+    y = rng.randint(0, case.n_out, case.batch)
+    return jnp.asarray(x * (20. if case.spiking else 1.)), jnp.asarray(y)
+
+
+def _loss(out: Any, y: Any) -> Any:
+    return braintools.metric.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+
+def contestants(case: Case) -> dict[str, Callable[..., Any]]:
+    """``{name: (inputs, labels) -> (gradients or None, loss)}``.
+
+    Each has a net of its own, made from the same seed and compiled beforehand; its states
+    (and its trace, where one is carried) go on from call to call, as in a training loop.
+    """
+    x, y = data(case)
+
+    def net() -> Any:
+        brainstate.random.seed(0)
+        return make(case.net, case.n_in, case.n, case.n_out)
+
+    def online(compiler: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        model = net()
+        with traceops.configured(**settings):
+            learner = compiler(model, case.rule, x[0], batch_size=case.batch, vmap=case.vmap,
+                               **case.options)
+        weights = model.states(brainstate.ParamState)
+        return lambda x, y: learner.etrace_grad(
+            x, step_fn=lambda i: _loss(learner(i), y), weights=weights, return_value=True,
+            loss_output='scalar')
+
+    def simulation() -> tuple[Any, Callable[..., Any]]:
+        model = net()
+        brainstate.nn.init_all_states(model, batch_size=case.batch)
+        return model, lambda x, y: brainstate.transform.for_loop(
+            lambda i: _loss(model(i), y), x).mean()
+
+    def bptt() -> Callable[..., Any]:
+        model, simulate = simulation()
+        weights = model.states(brainstate.ParamState)
+        return lambda x, y: brainstate.transform.grad(
+            lambda: simulate(x, y), weights, return_value=True)()
+
+    simulate = simulation()[1]
+    fns = {'free': online(traceops.compile, carry_trace=False)} if case.rule == 'D_RTRL' else {}
+    if case.upstream_fits:
+        fns = {'upstream': online(braintrace.compile), 'traceops': online(traceops.compile),
+               **fns, 'bptt': bptt()}
+    return {**fns, 'forward': lambda x, y: (None, simulate(x, y))}
+
+
+def _spikes_per_neuron(case: Case, x: Any) -> float:
+    brainstate.random.seed(0)
+    model = make(case.net, case.n_in, case.n, case.n_out)
+
+    @brainstate.transform.jit
+    def count() -> Any:
+        brainstate.nn.init_all_states(model, batch_size=case.batch)
+
+        def one(i: Any) -> Any:
+            model(i)
+            return (model.neuron.V.value / u.mV > 1.).mean()
+        return brainstate.transform.for_loop(one, x).sum()
+    return float(count())
+
+
+def check(want: Any, got: Any) -> float:
+    """Largest relative difference of a gradient leaf; raises on an all-zero gradient."""
+    a, b = jax.tree.leaves(want), jax.tree.leaves(got)
+    norms = [float(jnp.linalg.norm(p)) for p in a]
+    if not any(norms):
+        raise ValueError('every gradient is zero: the comparison proves nothing')
+    return max(float(jnp.linalg.norm(p - q)) / n if n else float(jnp.abs(q).max())
+               for p, q, n in zip(a, b, norms, strict=True))
+
+
+def run(case: Case, repeats: int, progress: bool = True) -> Row:
+    """Check the gradients, then time everybody interleaved."""
+    row = Row(case)
+    brainstate.environ.set(dt=1. * u.ms)
+    fns = contestants(case)
+    x, y = data(case)
+    jitted, results = {}, {}
+    for name, fn in fns.items():
+        jitted[name] = brainstate.transform.jit(fn)
+        start = time.perf_counter()
+        results[name] = jax.block_until_ready(jitted[name](x, y))
+        row.compile_seconds[name] = time.perf_counter() - start
+    if case.spiking:
+        row.spikes = _spikes_per_neuron(case, x)
+        if row.spikes < 0.05:
+            row.error = f'the net does not spike ({row.spikes:.3f} a neuron)'
+    try:
+        row.difference = max(check(results['upstream'][0], results[k][0])
+                             for k in ('traceops', 'free') if k in results) \
+            if case.upstream_fits else None
+    except ValueError as err:
+        row.error = str(err)
+    if row.difference is not None and not row.difference <= TOLERANCE:
+        row.error = f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
+    del results
+    if not row.error:
+        row.seconds = _interleaved(jitted, (x, y), repeats, case.name if progress else None)
+    row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return row
+
+
+def _interleaved(fns: dict[str, Any], args: Any, repeats: int,
+                 label: str | None) -> dict[str, list[float]]:
+    """Rounds of one call each, in turn; short calls get more rounds."""
+    times: dict[str, list[float]] = {name: [] for name in fns}
+
+    def once(name: str) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(fns[name](*args))
+        return time.perf_counter() - start
+
+    first = {name: once(name) for name in fns}
+    rounds = max(repeats, int(min(60, 3. / max(sum(first.values()), 1e-9))))
+    for _ in tqdm(range(rounds), desc=label or '', disable=label is None, leave=False):
+        for name in fns:
+            times[name].append(once(name))
+    return times
