@@ -7,12 +7,15 @@
 """
 
 from traceops.config import Settings, configure, configured, reset, settings
+from traceops.host.explain import Explanation, explain
 from traceops.host.learners import D_RTRL, ES_D_RTRL
 from traceops.host.patch import compile, enabled, install, installed, uninstall
+from traceops.status import Status, status
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'D_RTRL', 'ES_D_RTRL', 'Settings', 'compile', 'configure', 'configured', 'enabled',
-    'install', 'installed', 'reset', 'settings', 'uninstall',
+    'D_RTRL', 'ES_D_RTRL', 'Explanation', 'Settings', 'Status', 'compile', 'configure',
+    'configured', 'enabled', 'explain', 'install', 'installed', 'reset', 'settings', 'status',
+    'uninstall',
 ]

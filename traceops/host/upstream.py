@@ -33,7 +33,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._algorithm.io_dim_vjp': ('_reduce_to_param_shape',),
     'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path'),
     'braintrace._op': (
-        'ETP_RULES_XY_TO_DW', 'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars',
+        'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars',
         'get_x_invar_index', 'is_batched_primitive', 'etp_elemwise_p'),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
     'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
@@ -57,6 +57,7 @@ VjpAlgorithm = _private('braintrace._algorithm.vjp_base', 'ETraceVjpAlgorithm')
 ParamDimVjpAlgorithm = braintrace.ParamDimVjpAlgorithm
 IODimVjpAlgorithm = braintrace.IODimVjpAlgorithm
 ETraceVmap = braintrace.ETraceVmap
+AnyLearner = braintrace.ETraceAlgorithm
 
 check_chunk_size: Callable[[Any], int | None] = _private(_sequence, '_check_chunk_size')
 check_mask: Callable[[Any, int], jax.Array] = _private(_sequence, '_check_mask')
@@ -68,6 +69,8 @@ _op = 'braintrace._op'
 _elementwise_p = _private(_op, 'etp_elemwise_p')
 _einsum_p = _private('braintrace._op.einsum', 'etp_einsum_p')
 _parse_einsum = _private('braintrace._op.einsum', 'parse_etp_einsum')
+_conv_p = _private(_op, 'etp_conv_p')
+_init_drtrl = _private(_op, 'ETP_RULES_INIT_DRTRL')
 _xy_to_dw = _private(_op, 'ETP_RULES_XY_TO_DW')
 _fast_path_rules = _private(_op, 'get_fast_path_rules')
 _x_repr = _private(_op, 'get_pp_x_repr')
@@ -156,6 +159,20 @@ def solve_factorised(relation: Any, x: Any, cotangent: Any,
     weights = weights_of(relation, weight_vals)
     grads = _xy_to_dw[relation.primitive](x, cotangent, weights, **relation.eqn_params)
     return {key: reduce_to_parameter(value, weights[key]) for key, value in grads.items()}
+
+
+def trace_bytes(learner: Any, relation: Any, group: Any) -> int:
+    """Bytes of upstream's trace of one relation and group (per lane, under ``vmap``)."""
+    y = relation.y_var.aval
+    if learner.config.is_factorized:
+        x = relation.x_var.aval.size if has_input(relation) else 0
+        return int((x + y.size * group.num_state) * y.dtype.itemsize)
+    init = _init_drtrl[relation.primitive]
+    extra = {'group': group} if relation.primitive is _elementwise_p else (
+        {'eqn_params': relation.eqn_params} if relation.primitive is _conv_p else {})
+    shapes = jax.eval_shape(lambda: init(relation.x_var, relation.y_var, relation.trainable_vars,
+                                         group.num_state, **extra))
+    return int(sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes)))
 
 
 # -- the step ------------------------------------------------------------------------------

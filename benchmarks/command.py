@@ -1,0 +1,74 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of ``traceops bench``."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from traceops.benchmarks import report
+from traceops.benchmarks.cases import CASES, Case
+from traceops.benchmarks.measure import run
+
+__all__ = ['main']
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='traceops bench', description=__doc__)
+    parser.add_argument('--cases', default='*', metavar='GLOB', help="e.g. 'ES*' or '*128*'")
+    parser.add_argument('--repeats', type=int, default=5, help='rounds, at least (default 5)')
+    parser.add_argument('--json', type=pathlib.Path, metavar='PATH', help='write the figures')
+    parser.add_argument('--markdown', type=pathlib.Path, metavar='PATH', help='write the table')
+    parser.add_argument('--plots', type=pathlib.Path, metavar='DIR',
+                        help='sweep over N and T as well, and write PNG plots')
+    parser.add_argument('--list', action='store_true', help='name the cases')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 when a gradient check failed."""
+    args = _parser().parse_args(argv)
+    cases = [c for c in CASES if fnmatch.fnmatch(c.name, args.cases)]
+    if args.list:
+        print('\n'.join(c.name for c in cases))
+        return 0
+    if not cases:
+        print(f'no case matches {args.cases!r}; known: {", ".join(c.name for c in CASES)}',
+              file=sys.stderr)
+        return 2
+    print(report.machine_text())
+    rows = []
+    for case in cases:
+        figures = report.figures(run(case, args.repeats)) if len(cases) == 1 else \
+            _alone(case, args.repeats)
+        rows.append(figures)
+        print(report.line(figures), flush=True)
+    print(report.table(rows))
+    print(report.summary(rows))
+    data = {'machine': report.machine(), 'rows': rows}
+    if args.plots:
+        from traceops.benchmarks import plots
+        data['sweep'] = plots.main(args.plots, args.repeats)
+    if args.json:
+        args.json.write_text(json.dumps(data, indent=2) + '\n')
+    if args.markdown:
+        args.markdown.write_text(report.markdown(rows))
+    return 1 if any(r['error'] for r in rows) else 0
+
+
+def _alone(case: Case, repeats: int) -> dict:
+    """A case in a process of its own, so that its peak memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / 'row.json'
+        code = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-m', 'traceops', 'bench', '--cases', case.name,
+             '--repeats', str(repeats), '--json', str(path)], stdout=subprocess.PIPE, text=True)
+        if not path.exists():
+            return report.failed(case, f'the process ended with status {code.returncode}')
+        return json.loads(path.read_text())['rows'][0]

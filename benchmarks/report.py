@@ -1,0 +1,146 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a run as tables and data."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.measure import Row
+from traceops.text import render
+
+__all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'summary', 'table']
+
+LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions."""
+    cpu = platform.processor() or 'unknown'
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as f:
+            names = [line.split(':', 1)[1].strip() for line in f if line.startswith('model name')]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    versions = {p: metadata.version(p) for p in ('jax', 'braintrace', 'brainstate', 'brainpy')}
+    return {'cpu': cpu, 'cores': os.cpu_count(), 'memory': memory,
+            'python': platform.python_version(), 'versions': versions}
+
+
+def machine_text() -> str:
+    """One line for the head of a report."""
+    m = machine()
+    versions = ', '.join(f'{k} {v}' for k, v in m['versions'].items())
+    return (f'{m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2 ** 30:.0f} GiB; '
+            f'Python {m["python"]}, {versions}; float32')
+
+
+def figures(row: Row) -> dict[str, Any]:
+    """Everything measured of a row, JSON-ready."""
+    case = row.case
+    times = {k: {f'p{q}': float(np.percentile(v, q)) for q in (20, 50, 80)} | {'rounds': len(v)}
+             for k, v in row.seconds.items()}
+    learner = 'free' if 'free' in times else 'traceops'
+    return {
+        'name': case.name, 'error': row.error, 'difference': row.difference,
+        'spikes_per_neuron': row.spikes, 'seconds': times,
+        'compile_seconds': row.compile_seconds, 'peak_rss': row.peak_rss,
+        'trace_bytes': case.trace_bytes if case.rule == 'D_RTRL' else None,
+        'upstream_fits': case.upstream_fits, 'bar': case.bar, 'bar_free': case.bar_free,
+        'ratio': row.ratio('upstream', 'traceops'), 'ratio_free': row.ratio('upstream', 'free'),
+        'learning_over_forward': row.ratio(learner, 'forward'),
+        'over_bptt': row.ratio(learner, 'bptt'),
+        'compile_ratio': _over(row.compile_seconds.get('traceops'),
+                               row.compile_seconds.get('upstream')),
+    }
+
+
+def failed(case: Case, why: str) -> dict[str, Any]:
+    """The figures of a case that did not run."""
+    return figures(Row(case, error=why))
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b is not None else None
+
+
+def _ratio(value: float | None, bar: float | None) -> str:
+    if value is None:
+        return '-'
+    return f'{value:.2g}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
+                              f'{bar:g})')
+
+
+def _ms(figures: dict[str, Any], who: str) -> str:
+    t = figures['seconds'].get(who)
+    return '-' if t is None else f'{t["p50"] * 1e3:.1f}'
+
+
+def line(f: dict[str, Any]) -> str:
+    """A row in a line, as soon as it is known."""
+    if f['error']:
+        return f'{f["name"]}: REFUSED, {f["error"]}'
+    spread = ', '.join(f'{who} {t["p20"] * 1e3:.1f}/{t["p50"] * 1e3:.1f}/{t["p80"] * 1e3:.1f} ms'
+                       for who, t in f['seconds'].items())
+    check = '' if f['difference'] is None else f'gradients differ by {f["difference"]:.1e}; '
+    spikes = '' if f['spikes_per_neuron'] is None else f'{f["spikes_per_neuron"]:.1f} spikes; '
+    return f'{f["name"]}: {check}{spikes}p20/p50/p80 {spread}'
+
+
+_HEAD = ('case', 'upstream ms', 'traceops ms', 'no carry ms', 'BPTT ms', 'forward ms',
+         'upstream / traceops', 'no carry', 'learning / forward', 'compile', 'peak GiB')
+
+
+def _cells(f: dict[str, Any]) -> list[str]:
+    if f['error']:
+        return [f['name'], f'REFUSED: {f["error"]}', *[''] * (len(_HEAD) - 2)]
+    upstream = _ms(f, 'upstream') if f['upstream_fits'] else \
+        f'trace alone {f["trace_bytes"] / 1e9:.1f} GB a copy'
+    slower = '' if f['over_bptt'] is None or f['over_bptt'] <= 1 else ' (slower than BPTT)'
+    lf = f['learning_over_forward']
+    return [f['name'], upstream, _ms(f, 'traceops'), _ms(f, 'free'), _ms(f, 'bptt'),
+            _ms(f, 'forward'), _ratio(f['ratio'], f['bar']),
+            _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
+            f'{f["compile_ratio"]:.2f}' if f['compile_ratio'] else '-',
+            f'{f["peak_rss"] / 2 ** 30:.1f}']
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of a run."""
+    out = Table()
+    for name in _HEAD:
+        out.add_column(name, overflow='fold')
+    for f in rows:
+        out.add_row(*_cells(f))
+    return render(out, width=200)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The same table for a README."""
+    lines = [machine_text() + '.', '', '| ' + ' | '.join(_HEAD) + ' |', '|---' * len(_HEAD) + '|']
+    lines += ['| ' + ' | '.join(_cells(f)) + ' |' for f in rows]
+    return '\n'.join(lines) + '\n'
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Which of the aims were met."""
+    missed = []
+    for f in rows:
+        for key, bar in (('ratio', f['bar']), ('ratio_free', f['bar_free'])):
+            if bar is not None and f[key] is not None and f[key] < bar:
+                missed.append(f'{f["name"]}: {key} {f[key]:.2f} < {bar:g}')
+        if (f['learning_over_forward'] or 0) > LEARNING_BAR:
+            missed.append(f'{f["name"]}: learning / forward '
+                          f'{f["learning_over_forward"]:.2f} > {LEARNING_BAR}')
+        if (f['compile_ratio'] or 0) > COMPILE_BAR:
+            missed.append(f'{f["name"]}: compile {f["compile_ratio"]:.2f} > {COMPILE_BAR}')
+        if f['error']:
+            missed.append(f'{f["name"]}: {f["error"]}')
+    return 'every aim met' if not missed else 'missed:\n' + '\n'.join(f'  {m}' for m in missed)

@@ -1,0 +1,168 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a learner does with each relation, and why not something faster."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from traceops.host import upstream
+from traceops.host.learners import FastLearner, FastVmap, is_fast
+from traceops.host.relations import RelationView
+from traceops.text import render
+
+__all__ = ['Explanation', 'Row', 'explain']
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One relation feeding one hidden group.
+
+    ``trace_bytes`` is the trace that upstream reads and writes at every step for this pair;
+    ``kept_bytes`` what the learner keeps of it between calls.
+    """
+
+    parameter: str
+    primitive: str
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    group: int
+    states: int
+    rule: str
+    engine: str
+    backend: str
+    reason: str
+    trace_bytes: int
+    kept_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Rows of :func:`explain`; ``str()`` is a table, :meth:`to_dict` for machines."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def saved_bytes(self) -> int:
+        """Trace memory that is not kept."""
+        return sum(r.trace_bytes - r.kept_bytes for r in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-ready."""
+        return {'rows': [dataclasses.asdict(r) for r in self.rows], 'notes': list(self.notes),
+                'saved_bytes': self.saved_bytes}
+
+    def __str__(self) -> str:
+        table = Table(title='traceops', title_justify='left')
+        for name in ('parameter', 'op', 'x', 'y', 'group', 'S', 'rule', 'engine', 'backend',
+                     'trace'):
+            table.add_column(name, overflow='fold')
+        for r in self.rows:
+            table.add_row(r.parameter, r.primitive, _shape(r.x_shape), _shape(r.y_shape),
+                          str(r.group), str(r.states), r.rule, r.engine, r.backend,
+                          f'{_mib(r.kept_bytes)} of {_mib(r.trace_bytes)}')
+        lines = [render(table).rstrip()]
+        lines += [f'- {r}' for r in dict.fromkeys(row.reason for row in self.rows) if r]
+        lines += [f'- {note}' for note in self.notes]
+        lines.append(f'trace memory not kept: {_mib(self.saved_bytes)}')
+        return '\n'.join(lines)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape)) or '-'
+
+
+def _mib(n: int) -> str:
+    return f'{n / 2 ** 20:.2f} MiB'
+
+
+def explain(learner: Any) -> Explanation:
+    """Say for each relation and hidden group which engine serves it, and why.
+
+    Parameters
+    ----------
+    learner : braintrace learner or ``ETraceVmap``
+        Compiled.
+
+    Returns
+    -------
+    Explanation
+        ``print`` it, or read ``.rows``.
+
+    Raises
+    ------
+    TypeError
+        Not a learner.
+    ValueError
+        Not compiled.
+    """
+    inner = getattr(learner, 'module', learner)
+    if not isinstance(inner, upstream.AnyLearner):
+        raise TypeError(f'explain() takes a braintrace learner, as braintrace.compile(...) or '
+                        f'traceops.compile(...) return; got {type(learner).__name__}.')
+    if not inner.is_compiled:
+        raise ValueError('the learner is not compiled; call learner.compile_graph(example_input), '
+                         'or make it with traceops.compile(model, rule, example_input).')
+    engine, reason = _engine(learner, inner)
+    rows = [_row(inner, RelationView(r), g, engine, reason)
+            for r in inner.graph.hidden_param_op_relations for g in r.hidden_groups]
+    return Explanation(tuple(rows), tuple(_notes(inner, rows)))
+
+
+def _engine(learner: Any, inner: Any) -> tuple[str, str]:
+    if not is_fast(inner):
+        if not isinstance(inner, (upstream.ParamDimVjpAlgorithm, upstream.IODimVjpAlgorithm)):
+            return 'upstream', f'{type(inner).__name__} has an engine of its own'
+        return 'upstream', ('made before traceops.install(); make it after, or with '
+                            'traceops.compile(...)')
+    if isinstance(learner, upstream.ETraceVmap) and not isinstance(learner, FastVmap):
+        return 'per-step', ('the vmapped wrapper was made outside traceops; use '
+                            'traceops.compile(..., vmap=True)')
+    if not inner.traceops_plan.windowed:
+        return 'upstream', inner.traceops_plan.reason
+    last = getattr(inner, '_last_call', None)
+    return last if last is not None and last[0] == 'per-step' else ('window', '')
+
+
+def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -> Row:
+    factorised = isinstance(inner, upstream.IODimVjpAlgorithm)
+    rel = view.relation
+    x_shape = tuple(rel.x_var.aval.shape) if view.has_input else ()
+    full = upstream.trace_bytes(inner, rel, group)
+    carried = not isinstance(inner, FastLearner) or inner._carries_trace
+    if engine == 'window' and not factorised and carried and upstream.chunk_rule(
+            rel, inner.fast_solve) is None:
+        reason = (f'{rel.primitive.name}: upstream has no closed form of its trace over a window, '
+                  f'so the carried trace takes a pass a step; carry_trace=False needs none')
+    return Row(
+        parameter='.'.join(map(str, view.paths[0])), primitive=rel.primitive.name,
+        x_shape=x_shape, y_shape=view.y_shape, group=group.index, states=group.num_state,
+        rule=type(inner).__name__, engine=engine,
+        backend='jax' if engine == 'window' else 'upstream',
+        reason=reason, trace_bytes=full, kept_bytes=full if carried else 0)
+
+
+def _notes(inner: Any, rows: list[Row]) -> list[str]:
+    notes = []
+    settings = getattr(inner, 'traceops_settings', None)
+    last = getattr(inner, '_last_call', None)
+    if settings is not None:
+        window = settings.window or f'chosen within {_mib(settings.memory_budget)}'
+        notes.append(f'window: {window}; precision {settings.precision}; '
+                     f'carry_trace={settings.carry_trace}')
+    if last is not None:
+        notes.append(f'last call: {last[0]} ({last[1]})')
+    weights = sum(leaf.nbytes for st in inner.param_states.values()
+                  for leaf in jax.tree.leaves(st.value) if hasattr(leaf, 'nbytes'))
+    kept = sum(r.kept_bytes for r in rows)
+    if kept > 2 * weights and any(r.engine == 'window' for r in rows) \
+            and isinstance(inner, upstream.ParamDimVjpAlgorithm):
+        notes.append(f'the carried trace ({_mib(kept)}) dominates memory; if each sequence '
+                     f'starts from a zero trace, make the learner with '
+                     f'traceops.configured(carry_trace=False): no trace is then allocated')
+    return notes

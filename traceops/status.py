@@ -1,0 +1,73 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is installed here, and how it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from traceops import config
+from traceops.host import patch
+from traceops.host.versions import SUPPORTED
+from traceops.text import render
+
+__all__ = ['Status', 'status']
+
+_PACKAGES = {'traceops': 'braintrace-traceops', 'braintrace': 'braintrace',
+             'brainstate': 'brainstate', 'brainpy': 'brainpy', 'braintools': 'braintools',
+             'saiunit': 'saiunit', 'jax': 'jax', 'jaxlib': 'jaxlib', 'triton': 'triton',
+             'jax_triton': 'jax-triton'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Versions, devices, settings; ``str()`` is a table."""
+
+    versions: dict[str, str | None]
+    devices: tuple[str, ...]
+    installed: bool
+    settings: config.Settings
+    environment: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-ready."""
+        return {**dataclasses.asdict(self), 'devices': list(self.devices)}
+
+    def __str__(self) -> str:
+        table = Table(title='traceops status', title_justify='left', show_header=False)
+        for name, version in self.versions.items():
+            supported = f'  (supported {SUPPORTED[name]})' if name in SUPPORTED else ''
+            table.add_row(name, (version or 'not installed') + supported)
+        table.add_row('devices', ', '.join(self.devices))
+        table.add_row('installed', 'yes' if self.installed else
+                      'no (traceops.install() makes new learners fast)')
+        for field in dataclasses.fields(self.settings):
+            source = config.ENVIRONMENT[field.name]
+            note = f'  (from {source})' if source in self.environment else ''
+            table.add_row(field.name, f'{getattr(self.settings, field.name)}{note}')
+        return render(table)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def status() -> Status:
+    """Versions, devices, whether traceops is installed, and the settings in force."""
+    versions: dict[str, str | None] = {'python': platform.python_version()}
+    versions |= {name: _version(dist) for name, dist in _PACKAGES.items()}
+    names = [*config.ENVIRONMENT.values(), 'TRACEOPS_INSTALL']
+    return Status(
+        versions=versions, devices=tuple(map(str, jax.devices())), installed=patch.installed(),
+        settings=config.settings(),
+        environment={n: os.environ[n] for n in names if os.environ.get(n)})
