@@ -9,73 +9,111 @@ import importlib
 import json
 import os
 import sys
+from typing import Any
 
 import traceops
 
 __all__ = ['main']
 
-
-def _demo(rest: list[str]) -> int:
-    from traceops import demo
-    return demo.main(rest)
-
-
-def _bench(rest: list[str]) -> int:
-    from traceops import benchmarks
-    return benchmarks.main(rest)
-
-
-def _doctor(rest: list[str]) -> int:
-    argparse.ArgumentParser(prog='traceops doctor', description='Check this machine.'
-                            ).parse_args(rest)
-    from traceops import doctor
-    return doctor.main()
-
-
-def _status(rest: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog='traceops status', description='Versions and settings.')
-    parser.add_argument('--json', action='store_true', help='machine-readable')
-    args = parser.parse_args(rest)
-    now = traceops.status()
-    print(json.dumps(now.to_dict(), indent=2) if args.json else now)
-    return 0
-
-
-def _explain(rest: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog='traceops explain',
-        description='Call FACTORY() with traceops enabled and explain the learner it returns.')
-    parser.add_argument('target', metavar='MODULE:FACTORY')
-    parser.add_argument('--json', action='store_true', help='machine-readable')
-    args = parser.parse_args(rest)
-    module, _, factory = args.target.partition(':')
-    if not factory:
-        parser.error(f'{args.target!r} is not MODULE:FACTORY, e.g. my_model:make_learner')
-    sys.path.insert(0, os.getcwd())
-    with traceops.enabled():
-        learner = getattr(importlib.import_module(module), factory)()
-    found = traceops.explain(learner)
-    print(json.dumps(found.to_dict(), indent=2) if args.json else found)
-    return 0
-
-
+#: command -> (module whose ``main(options)`` runs it, what it does)
 COMMANDS = {
-    'demo': (_demo, 'train a spiking network online on handwritten digits'),
-    'bench': (_bench, 'upstream, traceops, BPTT and simulation, checked and timed in one run'),
-    'explain': (_explain, 'what traceops does with a learner of yours'),
-    'doctor': (_doctor, 'versions, devices, a parity check on this machine'),
-    'status': (_status, 'versions and settings'),
+    'demo': ('traceops.demo', 'train a spiking network online on handwritten digits'),
+    'bench': ('traceops.benchmarks', 'upstream, traceops, BPTT and simulation in one run'),
+    'explain': ('traceops.cli:explain', 'what traceops does with a learner of yours'),
+    'doctor': ('traceops.doctor', 'versions, devices, a parity check on this machine'),
+    'status': ('traceops.cli:status', 'versions and settings'),
 }
 
 
+def status(argv: list[str]) -> int:
+    """``traceops status``."""
+    parser = argparse.ArgumentParser(prog='traceops status', description='Versions and settings.')
+    parser.add_argument('--json', action='store_true', help='machine-readable')
+    _show(traceops.status(), parser.parse_args(argv).json)
+    return 0
+
+
+def explain(argv: list[str]) -> int:
+    """``traceops explain MODULE:FACTORY``."""
+    parser = argparse.ArgumentParser(
+        prog='traceops explain', formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Call FACTORY() of MODULE with traceops enabled, and explain the learner\n'
+                    'that it returns.',
+        epilog='For example, with a file my_net.py in this folder:\n\n'
+               '    def learner():\n'
+               "        return braintrace.compile(Net(), 'D_RTRL', example_input, batch_size=32)"
+               '\n\n    traceops explain my_net:learner')
+    parser.add_argument('target', metavar='MODULE:FACTORY')
+    parser.add_argument('--json', action='store_true', help='machine-readable')
+    args = parser.parse_args(argv)
+    factory = _factory(args.target, parser)
+    with traceops.enabled():
+        found = factory()
+        try:
+            explanation = traceops.explain(found)
+        except (TypeError, ValueError) as err:
+            parser.error(f'{args.target} returned no compiled learner: {err}')
+    _show(explanation, args.json)
+    return 0
+
+
+def _factory(target: str, parser: argparse.ArgumentParser) -> Any:
+    module_name, _, name = target.partition(':')
+    if not module_name or not name or module_name.endswith('.py'):
+        parser.error(f'{target!r} is not MODULE:FACTORY; the function make of my_net.py is '
+                     f'my_net:make')
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as err:
+        if err.name is None or not f'{module_name}.'.startswith(f'{err.name}.'):
+            raise                               # a module that the user's own imports
+        parser.error(f'there is no module {err.name!r} here or on the Python path')
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items()
+                     if callable(value) and getattr(value, '__module__', '') == module_name]
+        parser.error(f'{module_name} has no function {name!r}; it has: '
+                     f'{", ".join(functions) or "none"}')
+    return factory
+
+
+def _show(what: Any, as_json: bool) -> None:
+    print(json.dumps(what.to_dict(), indent=2) if as_json else what)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status."""
+    """Run a subcommand.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0 when all went well, 1 when a check failed, 2 for wrong arguments.
+    """
     parser = argparse.ArgumentParser(
         prog='traceops', formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=traceops.__doc__.splitlines()[0],
-        epilog='\n'.join(f'  {name:9}{text}' for name, (_, text) in COMMANDS.items()))
+        description='Online learning with eligibility traces at about the cost of simulating.',
+        epilog='commands:\n' + '\n'.join(f'  {name:9}{does}'
+                                         for name, (_, does) in COMMANDS.items())
+               + '\n\ntraceops COMMAND --help says more.')
     parser.add_argument('--version', action='version', version=f'traceops {traceops.__version__}')
-    parser.add_argument('command', choices=COMMANDS)
-    parser.add_argument('rest', nargs=argparse.REMAINDER, help='options of the command')
+    parser.add_argument('command', choices=COMMANDS, metavar='COMMAND')
+    parser.add_argument('options', nargs=argparse.REMAINDER, metavar='...')
     args = parser.parse_args(argv)
-    return COMMANDS[args.command][0](args.rest)
+    module, _, function = COMMANDS[args.command][0].partition(':')
+    try:
+        run = getattr(importlib.import_module(module), function or 'main')
+        return run(args.options)
+    except traceops.errors.TraceopsError as err:
+        print(f'traceops: {err}', file=sys.stderr)
+    except ModuleNotFoundError as err:
+        if err.name not in ('matplotlib', 'sklearn'):
+            raise
+        print(f'traceops {args.command} needs {err.name}: '
+              f"pip install 'braintrace-traceops[demo]'", file=sys.stderr)
+    return 1

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import operator
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -21,8 +22,6 @@ from traceops.errors import SettingsError
 
 __all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'reset', 'settings']
 
-_PRECISIONS = ('highest', 'high', 'default')
-_BACKENDS = ('auto', 'jax')
 _UNITS = {'': 1, 'B': 1, 'KIB': 2 ** 10, 'MIB': 2 ** 20, 'GIB': 2 ** 30,
           'KB': 10 ** 3, 'MB': 10 ** 6, 'GB': 10 ** 9}
 
@@ -62,75 +61,105 @@ class Settings:
     backend: str = 'auto'
 
     def __post_init__(self) -> None:
-        window, carry = self.window, self.carry_trace
-        if window is not None and (isinstance(window, bool) or not isinstance(window, int)
-                                   or window < 1):
-            raise _illegal('window', window, 'a positive int, or None to choose', 'window=50')
-        object.__setattr__(self, 'memory_budget', _bytes(self.memory_budget))
-        if not isinstance(carry, bool):
-            raise _illegal('carry_trace', carry, 'True or False', 'carry_trace=False')
-        if self.precision not in _PRECISIONS:
-            raise _illegal('precision', self.precision, _PRECISIONS, "precision='highest'")
-        if self.backend not in _BACKENDS:
-            raise _illegal('backend', self.backend, _BACKENDS, "backend='auto'")
+        for field, (legal, example, read) in _FIELDS.items():
+            value = getattr(self, field)
+            try:
+                object.__setattr__(self, field, read(value))
+            except (TypeError, ValueError):
+                raise SettingsError(f'{field}={value!r} is not legal; it takes {legal}, e.g. '
+                                    f'traceops.configure({field}={example!r}).') from None
 
 
-def _illegal(field: str, value: Any, legal: Any, example: str) -> SettingsError:
-    return SettingsError(f'{field}={value!r} is not legal; it takes {legal}, '
-                         f'e.g. traceops.configure({example}).')
+def _window(value: Any) -> int | None:
+    return None if value is None else _positive(value)
+
+
+def _positive(value: Any) -> int:
+    number = operator.index(value)
+    if isinstance(value, bool) or number < 1:
+        raise ValueError
+    return number
 
 
 def _bytes(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if not isinstance(value, str):
+        return _positive(value)
+    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError
+    return _positive(int(float(match[1]) * _UNITS[match[2].upper()]))
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _one_of(*words: str) -> tuple[str, str, Callable[[Any], str]]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise ValueError
         return value
-    match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', value) \
-        if isinstance(value, str) else None
-    if match and match.group(2).upper() in _UNITS and float(match.group(1)) > 0:
-        return max(1, int(float(match.group(1)) * _UNITS[match.group(2).upper()]))
-    raise _illegal('memory_budget', value, "a positive number of bytes, or a text like '256MiB'",
-                   "memory_budget='1GiB'")
+    return ' or '.join(map(repr, words)), words[0], read
+
+
+#: Of each setting: what is legal, an example, and the function that reads or refuses a value.
+_FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
+    'window': ('a positive int, or None to choose', 50, _window),
+    'memory_budget': ("a positive number of bytes, or a text like '256MiB'", '1GiB', _bytes),
+    'carry_trace': ('True or False', False, _flag),
+    'precision': _one_of('highest', 'high', 'default'),
+    'backend': _one_of('auto', 'jax'),
+}
 
 
 _lock = threading.Lock()
-_process: dict[str, Any] = {}
+_process: dict[str, Any] = {}                           # replaced as a whole, never changed
 _block: ContextVar[dict[str, Any]] = ContextVar('traceops_settings', default={})  # noqa: B039
+
+_WORDS = {'1': True, 'true': True, 'yes': True, 'on': True,
+          '0': False, 'false': False, 'no': False, 'off': False}
+
+
+def _from_text(field: str, text: str) -> Any:
+    if field == 'window':
+        return None if text.lower() == 'none' else int(text)
+    if field == 'carry_trace':
+        return _WORDS.get(text.lower(), text)
+    return text
 
 
 def _from_environment() -> dict[str, Any]:
+    """Settings named by environment variables, read at each use; an empty one is not set."""
     found: dict[str, Any] = {}
     for field, name in ENVIRONMENT.items():
         text = os.environ.get(name, '').strip()
         if not text:
             continue
-        if field == 'window':
-            if text.lower() == 'none':
-                continue
-            if not text.isdigit():
-                raise SettingsError(f'{name}={text!r} is not legal; it takes a positive int or '
-                                    f'none, e.g. {name}=50.')
-            found[field] = int(text)
-        elif field == 'carry_trace':
-            flags = {'1': True, 'true': True, 'yes': True, '0': False, 'false': False, 'no': False}
-            if text.lower() not in flags:
-                raise SettingsError(f'{name}={text!r} is not legal; it takes one of '
-                                    f'{sorted(flags)}, e.g. {name}=0.')
-            found[field] = flags[text.lower()]
-        else:
-            found[field] = text
+        legal, example, read = _FIELDS[field]
+        try:
+            found[field] = read(_from_text(field, text))
+        except (TypeError, ValueError):
+            raise SettingsError(f'the environment variable {name}={text!r} is not legal; '
+                                f'{field} takes {legal}, e.g. {name}={example}.') from None
     return found
 
 
+def _in_force(options: dict[str, Any]) -> Settings:
+    return Settings(**(_from_environment() | _process | options))
+
+
 def _known(options: dict[str, Any]) -> None:
-    names = [f.name for f in dataclasses.fields(Settings)]
-    unknown = sorted(set(options) - set(names))
+    unknown = sorted(set(options) - set(_FIELDS))
     if unknown:
         raise SettingsError(f'unknown setting {", ".join(map(repr, unknown))}; known: '
-                            f'{", ".join(names)}, e.g. traceops.configure(window=50).')
+                            f'{", ".join(_FIELDS)}, e.g. traceops.configure(window=50).')
 
 
 def settings() -> Settings:
     """The settings in force: of the block, else of the process, else of the environment."""
-    return Settings(**{**_from_environment(), **_process, **_block.get()})
+    return _in_force(_block.get())
 
 
 def configure(**options: Any) -> Settings:
@@ -151,17 +180,19 @@ def configure(**options: Any) -> Settings:
     SettingsError
         Unknown option or illegal value; nothing is changed then.
     """
+    global _process
     _known(options)
     with _lock:
-        Settings(**{**_from_environment(), **_process, **options})
-        _process.update(options)
+        _in_force(options)
+        _process = _process | options
     return settings()
 
 
 def reset() -> Settings:
     """Forget every :func:`configure` of this process."""
+    global _process
     with _lock:
-        _process.clear()
+        _process = {}
     return settings()
 
 
@@ -176,7 +207,7 @@ def configured(**options: Any) -> Iterator[Settings]:
     """
     _known(options)
     inner = {**_block.get(), **options}
-    now = Settings(**{**_from_environment(), **_process, **inner})
+    now = _in_force(inner)
     token = _block.set(inner)
     try:
         yield now

@@ -4,27 +4,32 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
-from typing import Any
 
+import jax
 from rich.table import Table
 
+import traceops
 from traceops.errors import UnsupportedVersionError
 from traceops.host import versions
 from traceops.status import status
 from traceops.text import render
 
-__all__ = ['Check', 'check_owner', 'check_parity', 'check_versions', 'main']
+__all__ = ['Check', 'check_command', 'check_import_name', 'check_parity', 'check_versions',
+           'main']
 
 OURS = 'braintrace-traceops'
+_REPORT = 'report this, with all that traceops doctor printed'
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """One finding; ``advice`` says what to do about it."""
 
     name: str
     passed: bool
@@ -37,60 +42,94 @@ def check_versions(found: Mapping[str, str | None] | None = None) -> Check:
     try:
         versions.check(found)
     except UnsupportedVersionError as err:
-        return Check('versions', False, str(err), 'install the versions named')
+        found_text, _, advice = str(err).partition(' Install ')
+        return Check('versions', False, found_text, f'install {advice}')
     return Check('versions', True, 'braintrace and jax are in the supported range')
 
 
-def check_owner(owners: Sequence[str] | None = None) -> Check:
-    """No other distribution owns the import name ``traceops`` (PyPI has an unrelated one)."""
+def check_import_name(owners: Iterable[str] | None = None) -> Check:
+    """The import name ``traceops`` has one owner: this distribution."""
     if owners is None:
         owners = metadata.packages_distributions().get('traceops', [])
-    others = sorted({o for o in owners if o.lower() != OURS})
+    return _one_owner('import name', owners)
+
+
+def check_command(owners: Iterable[str] | None = None) -> Check:
+    """So has the command ``traceops`` (PyPI's unrelated ``traceops`` has one of that name)."""
+    if owners is None:
+        scripts = metadata.entry_points(group='console_scripts', name='traceops')
+        owners = [script.dist.name for script in scripts if script.dist is not None]
+    return _one_owner('command', owners)
+
+
+def _one_owner(what: str, owners: Iterable[str]) -> Check:
+    names = {owner.lower().replace('_', '-') for owner in owners}
+    others = ' '.join(sorted(names - {OURS}))
     if others:
-        return Check('import name', False, f'{", ".join(others)} installs a traceops too',
-                     f'pip uninstall {" ".join(others)}; pip install --force-reinstall {OURS}')
-    return Check('import name', True, f'traceops belongs to {OURS}')
+        return Check(what, False, f'{others} installs a traceops too',
+                     f'pip uninstall {others}; pip install --force-reinstall --no-deps {OURS}')
+    if not names:
+        return Check(what, False, f'{OURS} is not installed; traceops comes from '
+                     f'{pathlib.Path(traceops.__file__).parent}', f'pip install {OURS}')
+    return Check(what, True, f'traceops is that of {OURS}')
 
 
 def check_parity(rule: str, vmap: bool) -> Check:
-    """A small spiking net gets upstream's gradients, faster."""
-    from traceops.benchmarks.cases import Case
-    from traceops.benchmarks.measure import run
-    case = Case(f'{rule}{" vmap" if vmap else ""}', 'lif', rule, 64, None, steps=20, batch=8,
-                vmap=vmap)
-    row = run(case, repeats=3, progress=False)
+    """A small spiking net gets upstream's gradients."""
+    name = f'{rule}, {"vmap" if vmap else "batch"}'
+    try:
+        from traceops.benchmarks.cases import Case
+        from traceops.benchmarks.measure import run
+        row = run(Case(name, 'lif', rule, 64, None, steps=20, batch=8, vmap=vmap), repeats=3,
+                  progress=False)
+    except Exception as err:                    # whatever it is, it is a finding
+        return Check(name, False, f'{type(err).__name__}: {err}', _REPORT)
     if row.error:
-        return Check(case.name, False, row.error, 'report this with the output of traceops doctor')
-    return Check(case.name, True, f'largest gradient difference {row.difference:.1e}, '
+        return Check(name, False, row.error, _REPORT)
+    return Check(name, True, f'largest gradient difference {row.difference:.1e}, '
                  f'{row.spikes:.1f} spikes a neuron, upstream / traceops '
                  f'{row.ratio("upstream", "traceops"):.1f}')
 
 
+def _parity_checks() -> Iterator[Callable[[], Check]]:
+    for rule in ('D_RTRL', 'ES_D_RTRL'):
+        for vmap in (False, True):
+            yield lambda r=rule, v=vmap: check_parity(r, v)  # type: ignore[misc]
+
+
+def device_advice(platforms: Iterable[str] | None = None, nvidia: bool | None = None) -> str:
+    """One line on the devices that jax sees."""
+    if platforms is None:
+        platforms = [device.platform for device in jax.devices()]
+    if nvidia is None:
+        nvidia = pathlib.Path('/proc/driver/nvidia/version').exists()
+    kinds = sorted(set(platforms))
+    if kinds == ['cpu'] and nvidia:
+        return (f'this machine has an NVIDIA GPU that jax does not see: '
+                f"pip install '{OURS}[gpu]' brings the jax that does.")
+    if kinds == ['cpu']:
+        return 'jax sees no accelerator: the window engine runs on the CPU.'
+    return f'jax sees {", ".join(kinds)}: the window engine runs there, through XLA.'
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run every check; the exit status says whether all passed."""
-    print(status())
+    """Run every check and print what it found; exit status 1 when one failed."""
+    argparse.ArgumentParser(
+        prog='traceops doctor', description='Versions, devices, names, and a parity check.'
+    ).parse_args([] if argv is None else argv)
     start = time.perf_counter()
-    checks: list[Callable[[], Check]] = [check_versions, check_owner]
-    checks += [lambda r=r, v=v: check_parity(r, v)  # type: ignore[misc]
-               for r in ('D_RTRL', 'ES_D_RTRL') for v in (False, True)]
-    results = []
-    for check in checks:
-        results.append(check())
-        if not results[-1].passed and check is check_versions:
-            break
+    print(status())
+    checks = [check_versions(), check_import_name(), check_command()]
+    if checks[0].passed:                        # else upstream cannot be compared with
+        checks += [check() for check in _parity_checks()]
     table = Table(title='traceops doctor', title_justify='left')
     for name in ('check', 'result', 'found', 'advice'):
         table.add_column(name, overflow='fold')
-    for c in results:
-        table.add_row(c.name, 'ok' if c.passed else 'FAILED', c.found, c.advice)
+    for check in checks:
+        table.add_row(check.name, 'ok' if check.passed else 'FAILED', check.found, check.advice)
     print(render(table))
-    print(_device_advice(), f'({time.perf_counter() - start:.0f} s)', sep='\n')
-    return 0 if all(c.passed for c in results) else 1
-
-
-def _device_advice() -> str:
-    import jax
-    kinds: set[Any] = {d.platform for d in jax.devices()}
-    if kinds == {'cpu'}:
-        return 'no accelerator is visible to jax: the window engine runs in XLA on the CPU.'
-    return f'jax sees {", ".join(sorted(kinds))}: the window engine runs there through XLA.'
+    print(device_advice())
+    failed = sum(not check.passed for check in checks)
+    print(f'{failed or "no"} of {len(checks)} checks failed '
+          f'({time.perf_counter() - start:.0f} s)')
+    return 1 if failed else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +15,6 @@ import jax
 from rich.table import Table
 
 from traceops import config
-from traceops.host import patch
 from traceops.host.versions import SUPPORTED
 from traceops.text import render
 
@@ -28,7 +28,7 @@ _PACKAGES = {'traceops': 'braintrace-traceops', 'braintrace': 'braintrace',
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Versions, devices, settings; ``str()`` is a table."""
+    """What :func:`status` found; ``str()`` is a table, :meth:`to_dict` is for machines."""
 
     versions: dict[str, str | None]
     devices: tuple[str, ...]
@@ -62,12 +62,29 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+def _installed() -> bool:
+    """Of a host library outside the supported range the patch cannot even be imported."""
+    patch = sys.modules.get('traceops.host.patch')
+    return patch is not None and patch.installed()
+
+
 def status() -> Status:
-    """Versions, devices, whether traceops is installed, and the settings in force."""
+    """Versions, devices, whether traceops is installed, and the settings in force.
+
+    Returns
+    -------
+    Status
+        ``print`` it, or read its fields. ``None`` in ``versions``: not installed.
+
+    Raises
+    ------
+    SettingsError
+        An environment variable of traceops has an illegal value.
+    """
     versions: dict[str, str | None] = {'python': platform.python_version()}
     versions |= {name: _version(dist) for name, dist in _PACKAGES.items()}
     names = [*config.ENVIRONMENT.values(), 'TRACEOPS_INSTALL']
     return Status(
-        versions=versions, devices=tuple(map(str, jax.devices())), installed=patch.installed(),
+        versions=versions, devices=tuple(map(str, jax.devices())), installed=_installed(),
         settings=config.settings(),
         environment={n: os.environ[n] for n in names if os.environ.get(n)})

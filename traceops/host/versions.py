@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib import metadata
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
 
 from traceops.errors import UnsupportedVersionError
 
@@ -44,11 +45,17 @@ def check(versions: Mapping[str, str | None] | None = None) -> None:
         Naming each package, its version and the range.
     """
     versions = installed_versions() if versions is None else versions
-    wrong = [f'{name} {versions.get(name) or "(not installed)"} (supported: {spec})'
-             for name, spec in SUPPORTED.items()
-             if versions.get(name) is None or not spec.contains(versions[name] or '', True)]
+    wrong = [f'{name} {versions.get(name) or "(not installed)"}, only {spec}'
+             for name, spec in SUPPORTED.items() if not _within(versions.get(name), spec)]
     if wrong:
         pins = ' '.join(f"'{name}{spec}'" for name, spec in SUPPORTED.items())
         raise UnsupportedVersionError(
-            f'traceops does not support {"; ".join(wrong)}. Install a supported pair with: '
+            f'traceops does not support {"; ".join(wrong)}. Install what it supports with: '
             f'pip install {pins}')
+
+
+def _within(version: str | None, spec: SpecifierSet) -> bool:
+    try:
+        return version is not None and spec.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        return False

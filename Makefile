@@ -1,0 +1,58 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+#
+# Each target makes the virtual environment it needs. Variables:
+#   PYTHON=python3.12   another interpreter (each version has an environment of its own)
+#   ARGS='...'          options passed on to the demo, the benchmark or pytest
+#   WORKERS=2           processes that share the tests
+
+PYTHON ?=
+WORKERS ?= auto
+ARGS ?=
+
+# The interpreter is looked for once, and only by the targets that need it.
+INTERPRETER = $(eval INTERPRETER := $$(shell tools/find-python $(PYTHON)))$(or \
+	$(INTERPRETER),$(error no Python to work with; name one, as in make PYTHON=python3.12))
+VERSION = $(eval VERSION := $$(shell $(INTERPRETER) -c \
+	'import sys; print("%d.%d" % sys.version_info[:2])'))$(VERSION)
+VENV = .venv-$(VERSION)
+BIN = $(VENV)/bin
+PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 8
+
+.PHONY: help demo test test-all lint bench build clean venv
+
+help:
+	@echo 'make demo      train a spiking network online on handwritten digits'
+	@echo 'make test      the test suite'
+	@echo 'make test-all  the same with the full cross product of nets, rules and options'
+	@echo 'make lint      ruff and mypy'
+	@echo 'make bench     upstream, traceops, BPTT and simulation in one run'
+	@echo 'make build     sdist and wheel, in dist/'
+	@echo 'make clean     remove what the others made, environments too'
+	@echo "Variables: PYTHON=python3.12  ARGS='-k window'  WORKERS=2"
+
+demo: venv
+	$(BIN)/traceops demo $(ARGS)
+
+test: venv
+	$(PYTEST) $(ARGS)
+
+test-all: venv
+	$(PYTEST) -m '' $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: venv
+	$(BIN)/traceops bench $(ARGS)
+
+build: venv
+	$(BIN)/python -m build
+
+venv:
+	@tools/make-venv "$(INTERPRETER)" "$(VENV)"
+
+clean:
+	rm -rf .venv-* build dist out *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Drive upstream and traceops the same way and compare everything they leave behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import traceops
+from tests.parity.nets import Net
+
+BATCH = 4
+RULES: dict[str, tuple[Any, dict[str, Any]]] = {
+    'd_rtrl': (braintrace.D_RTRL, {}),
+    'es': (braintrace.ES_D_RTRL, {'decay_or_rank': 0.9}),
+    'es-rank': (braintrace.ES_D_RTRL, {'decay_or_rank': 5}),
+    'es-pair': (braintrace.ES_D_RTRL, {'decay_or_rank': (0.5, 0.9)}),
+    'es-zero': (braintrace.ES_D_RTRL, {'decay_or_rank': 0.}),
+    'eprop': (braintrace.EProp, {'kappa_filter_decay': 0.7}),
+    'eprop-random': (braintrace.EProp, {'feedback': 'random'}),
+    'ostl': (braintrace.OSTLRecurrent, {}),
+    'ostl-ff': (braintrace.OSTLFeedforward, {}),
+    'three-factor': (braintrace.ThreeFactor, {'modulator': 0.3}),
+}
+
+
+@dataclasses.dataclass
+class Run:
+    """A learner on its way."""
+
+    learner: Any
+    model: Any
+    x: Any
+    y: Any
+
+    @property
+    def inner(self) -> Any:
+        return getattr(self.learner, 'module', self.learner)
+
+    def loss(self, x: Any, y: Any) -> Any:
+        return ((self.learner(x) - y) ** 2).mean()
+
+    def grad(self, **options: Any) -> Any:
+        options.setdefault('return_value', True)
+        return self.learner.etrace_grad(self.x, self.y, step_fn=self.loss, **options)
+
+    def states(self) -> dict[str, Any]:
+        """Everything a following call could see."""
+        inner = self.inner
+        traces = [st.value for name in ('etrace_bwg', '_trace_filters', 'etrace_xs', 'etrace_dfs')
+                  for st in getattr(inner, name, {}).values()]
+        return {'model': {str(k): v.value for k, v in self.model.states().items()},
+                'traces': traces, 'index': inner.running_index.value}
+
+
+def start(compiler: Any, net: Net, rule: str, steps: int, vmap: bool = False,
+          **options: Any) -> Run:
+    """A learner from seed 0 and its data."""
+    brainstate.random.seed(0)
+    model = net.make()
+    x = net.inputs(steps, BATCH)
+    y = jnp.asarray(np.random.RandomState(5).randn(steps, BATCH, 2), float)
+    cls, more = RULES[rule]
+    if rule == 'eprop-random':
+        more = {**more, 'random_feedback_key': brainstate.random.split_key()}
+    learner = compiler(model, cls, x[0], batch_size=BATCH, vmap=vmap, **more, **options)
+    return Run(learner, model, x, y)
+
+
+def pair(net: Net, rule: str, steps: int, vmap: bool = False, **settings: Any) -> tuple[Run, Run]:
+    """The same learner upstream and here."""
+    upstream = start(braintrace.compile, net, rule, steps, vmap)
+    with traceops.configured(**settings):
+        ours = start(traceops.compile, net, rule, steps, vmap)
+    return upstream, ours
+
+
+def assert_close(want: Any, got: Any, tolerance: float, nonzero: bool = False) -> None:
+    """Equal structure, dtypes, and values leaf by leaf (by norm)."""
+    a, ta = jax.tree.flatten(want)
+    b, tb = jax.tree.flatten(got)
+    assert ta == tb
+    for p, q in zip(a, b, strict=True):
+        p, q = np.asarray(p), np.asarray(q)
+        assert p.dtype == q.dtype and p.shape == q.shape, (p.dtype, q.dtype, p.shape, q.shape)
+        norm = np.linalg.norm(p.astype(float))
+        error = np.linalg.norm(p.astype(float) - q.astype(float))
+        assert error <= tolerance * max(norm, 1e-3 if norm == 0 else norm), (error, norm)
+    if nonzero:
+        assert sum(np.linalg.norm(np.asarray(p)) > 0 for p in a) > 0
+        assert max(np.linalg.norm(np.asarray(p, float)) for p in a) > 1e-8
+
+
+def assert_same_states(want: Run, got: Run, tolerance: float) -> None:
+    """States, traces, filters and running index agree."""
+    a, b = want.states(), got.states()
+    for name in ('model', 'index'):
+        assert_close(a[name], b[name], tolerance)
+    assert len(a['traces']) == len(b['traces']) > 0
+    for p, q in zip(a['traces'], b['traces'], strict=True):
+        assert_close(p, q, tolerance)
+
+
+def both(upstream: Run, ours: Run, call: Any) -> tuple[Any, Any]:
+    """Call one after the other from the same random key, and compare the keys after."""
+    brainstate.random.seed(11)
+    a = call(upstream)
+    key = _key()
+    brainstate.random.seed(11)
+    b = call(ours)
+    np.testing.assert_array_equal(key, _key())
+    return a, b
+
+
+def _key() -> Any:
+    return np.asarray(jax.random.key_data(brainstate.random.DEFAULT.value))

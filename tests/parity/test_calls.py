@@ -1,0 +1,257 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of etrace_grad and etrace_evolve, and what a call leaves behind."""
+
+import warnings
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import traceops
+from tests.parity.harness import Run, assert_close, assert_same_states, both, pair, start
+from tests.parity.nets import NETS
+from traceops.errors import TraceNotCarriedError
+
+TOLERANCE = 1e-10
+LIF = NETS['lif']
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+def check(upstream, ours, call):
+    want, got = both(upstream, ours, call)
+    assert ours.inner._last_call[0] == 'window'
+    assert_close(want, got, TOLERANCE, nonzero=True)
+    assert_same_states(upstream, ours, TOLERANCE)
+
+
+@pytest.mark.parametrize('options', [
+    {'mask': jnp.array([1, 0, 1, 1, 0])}, {'mask': jnp.array([.5, 0, 2., 1, .25])},
+    {'reduction': 'sum', 'loss_output': 'masked'}, {'loss_output': 'scalar'},
+    {'chunk_size': 1}, {'return_value': False},
+], ids=lambda o: '-'.join(o))
+def test_options(float64, options):
+    check(*pair(LIF, 'd_rtrl', 5, window=3), lambda run: run.grad(**options))
+
+
+@pytest.mark.parametrize('return_value', [False, True])
+def test_aux_and_pytrees_of_sequences(float64, return_value):
+    def call(run: Run):
+        def step(data):
+            out = run.learner(data['x'])
+            return ((out - data['y']) ** 2).mean(), {'out': out, 'first': data['x'][0]}
+        return run.learner.etrace_grad({'x': run.x, 'y': run.y}, step_fn=step, has_aux=True,
+                                       return_value=return_value)
+    check(*pair(LIF, 'es', 7, window=3), call)
+
+
+def test_weights_renamed_and_in_part(float64):
+    def call(run: Run):
+        return run.grad(weights={'mine': run.model.linear.weight})
+    check(*pair(LIF, 'd_rtrl', 5), call)
+
+
+def test_a_weight_that_the_loss_reads_itself(float64):
+    """L2 on a traced weight, and a parameter outside the learner."""
+    def call(run: Run):
+        outside = brainstate.ParamState(jnp.arange(2.))
+        w = run.learner.param_states if run.learner is run.inner else run.inner.param_states
+        readout = run.model.readout.W if hasattr(run.model.readout, 'W') else None
+
+        def step(x, y):
+            penalty = sum((leaf ** 2).sum() for leaf in jax.tree.leaves(readout.value))
+            return ((run.learner(x) + outside.value - y) ** 2).mean() + 0.1 * penalty
+        return run.learner.etrace_grad(run.x, run.y, step_fn=step, return_value=True,
+                                       weights={**dict(w.items()), 'outside': outside})
+    check(*pair(LIF, 'd_rtrl', 5, window=2), call)
+
+
+def test_a_loss_that_ignores_the_output_at_some_steps(float64):
+    def call(run: Run):
+        def step(x, y):
+            return jnp.where(y.sum() > 0, ((run.learner(x) - y) ** 2).mean(), 0.)
+        return run.learner.etrace_grad(run.x, run.y, step_fn=step, return_value=True)
+    check(*pair(LIF, 'd_rtrl', 7), call)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
+@pytest.mark.parametrize('vmap', [False, True], ids=['batch', 'vmap'])
+def test_evolve_then_grad_then_a_single_step(float64, rule, vmap):
+    if vmap and rule == 'eprop':
+        pytest.skip('upstream itself leaks a tracer: its filter is written under vmap')
+    upstream, ours = pair(NETS['alif'], rule, 7, vmap, window=3)
+
+    def evolve(run):
+        return run.learner.etrace_evolve(run.x, return_outputs=True)
+    for call in (evolve, lambda run: run.grad(), lambda run: run.learner(run.x[0])):
+        want, got = both(upstream, ours, call)
+        assert_close(want, got, TOLERANCE, nonzero=True)
+        assert_same_states(upstream, ours, TOLERANCE)
+
+
+def test_reset_then_again(float64):
+    upstream, ours = pair(LIF, 'eprop', 5)
+    for _ in range(2):
+        want, got = both(upstream, ours, lambda run: run.grad())
+        assert_close(want, got, TOLERANCE, nonzero=True)
+        for run in (upstream, ours):
+            run.inner.reset_state()
+    assert_same_states(upstream, ours, TOLERANCE)
+
+
+def test_a_jitted_call_sees_the_trace_of_the_last(float64):
+    """A trace known to be zero while tracing must not be taken for zero ever after."""
+    upstream, ours = pair(LIF, 'd_rtrl', 5)
+    steps = {id(r): brainstate.transform.jit(r.grad) for r in (upstream, ours)}
+    for _ in range(3):
+        want, got = both(upstream, ours, lambda run: steps[id(run)]())
+        assert_close(want, got, TOLERANCE, nonzero=True)
+    assert_same_states(upstream, ours, TOLERANCE)
+
+
+@pytest.mark.parametrize('how', ['twice', 'scan'])
+def test_what_cannot_be_counted_runs_upstream(float64, how):
+    def call(run: Run):
+        def step(x, y):
+            if how == 'twice':
+                out = run.learner(x) + run.learner(x)
+            else:
+                out = brainstate.transform.for_loop(run.learner, jnp.stack([x, x])).sum(0)
+            return ((out - y) ** 2).mean()
+        return run.learner.etrace_grad(run.x, run.y, step_fn=step, return_value=True)
+    upstream, ours = pair(LIF, 'd_rtrl', 5)
+    want, got = both(upstream, ours, call)
+    assert_close(want, got, TOLERANCE, nonzero=True)
+    assert ours.inner._last_call[0] == 'per-step' and 'step_fn calls' in ours.inner._last_call[1]
+
+
+def test_multi_step_learners_run_upstream(float64):
+    upstream = start(braintrace.compile, NETS['vanilla'], 'd_rtrl', 6, vjp_method='multi-step')
+    ours = start(traceops.compile, NETS['vanilla'], 'd_rtrl', 6, vjp_method='multi-step')
+
+    def call(run: Run):
+        def step(x, y):
+            return ((run.learner(braintrace.MultiStepData(x)) - y) ** 2).mean((1, 2))
+        return run.learner.etrace_grad(run.x, run.y, step_fn=step, chunk_size=2,
+                                       return_value=True)
+    want, got = both(upstream, ours, call)
+    assert_close(want, got, 0., nonzero=True)
+    assert 'multi-step' in traceops.explain(ours.learner).rows[0].reason
+
+
+def test_diagonal_recurrence_equals_bptt(float64):
+    """Where every recurrence is diagonal D-RTRL is exact."""
+    _, ours = pair(NETS['elementwise'], 'd_rtrl', 12)
+    got = ours.grad(reduction='sum')[0]
+    brainstate.random.seed(0)
+    model = NETS['elementwise'].make()
+    brainstate.nn.init_all_states(model, batch_size=ours.x.shape[1])
+    weights = model.states(brainstate.ParamState)
+
+    def total():
+        return brainstate.transform.for_loop(
+            lambda x, y: ((model(x) - y) ** 2).mean(), ours.x, ours.y).sum()
+    want = brainstate.transform.grad(total, weights)()
+    for path in weights:
+        if path[0] != 'out':        # the readout is not a traced parameter of this rule
+            assert_close(want[path], got[path], TOLERANCE, nonzero=True)
+
+
+BAD = {
+    'lengths': (ValueError, 'leading length',
+                lambda r: r.learner.etrace_grad(r.x, r.y[:-1], step_fn=r.loss)),
+    'nan mask': (ValueError, 'NaN', lambda r: r.grad(mask=jnp.full(len(r.x), jnp.nan))),
+    'mask shape': (ValueError, 'mask', lambda r: r.grad(mask=jnp.ones(3))),
+    'window': (ValueError, 'window=9 is longer than the sequence of 5', lambda r: r.grad()),
+    'option': (TypeError, 'unexpected keyword', lambda r: r.grad(windows=3)),
+    'reduction': (ValueError, 'reduction', lambda r: r.grad(reduction='median')),
+    'loss': (ValueError, 'scalar loss',
+             lambda r: r.learner.etrace_grad(r.x, step_fn=lambda x: r.learner(x))),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_leaves_every_state(float64, name):
+    error, text, call = BAD[name]
+    with traceops.configured(window=9 if name == 'window' else None):
+        ours = start(traceops.compile, LIF, 'd_rtrl', 5)
+    before = jax.tree.map(np.asarray, ours.states())
+    with pytest.raises(error, match=text):
+        call(ours)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, ours.states()))
+
+
+def test_a_state_of_another_shape():
+    ours = start(traceops.compile, LIF, 'd_rtrl', 5)
+    ours.model.neuron.V.value = ours.model.neuron.V.value[:2]
+    with pytest.raises(ValueError, match='has shape'):
+        ours.grad()
+
+
+def test_an_uncompiled_learner():
+    model = LIF.make()
+    learner = traceops.D_RTRL(model)
+    with pytest.raises(ValueError, match='compile'):
+        learner.etrace_grad(jnp.ones((3, 2, 3)), step_fn=lambda x: learner(x).sum())
+
+
+class TestWithoutCarrying:
+    """``carry_trace=False``: no trace, and a clear word where one is needed."""
+
+    def test_each_call_starts_from_zero(self, float64):
+        upstream, ours = pair(NETS['alif'], 'd_rtrl', 5, carry_trace=False)
+        for _ in range(2):
+            want, got = both(upstream, ours, lambda run: run.grad())
+            assert_close(want, got, TOLERANCE, nonzero=True)
+            upstream.inner.reset_state()
+
+    @pytest.mark.parametrize('call', [
+        lambda r: r.inner.get_etrace_of(r.model.linear.weight),
+        lambda r: brainstate.transform.grad(
+            lambda: r.learner(r.x[0]).sum(), r.inner.param_states)(),
+    ], ids=['get_etrace_of', 'a single step'])
+    def test_what_needs_a_trace_says_so(self, call):
+        with traceops.configured(carry_trace=False):
+            ours = start(traceops.compile, LIF, 'd_rtrl', 5)
+        with pytest.raises(TraceNotCarriedError, match='carry_trace=True'):
+            call(ours)
+        assert ours.learner(ours.x[0]).shape == (4, 2)      # looking forward needs none
+
+    def test_two_windows_need_a_trace(self):
+        with traceops.configured(carry_trace=False, window=2):
+            ours = start(traceops.compile, LIF, 'd_rtrl', 5)
+        with pytest.raises(TraceNotCarriedError, match='memory_budget'):
+            ours.grad()
+
+    def test_no_array_of_batch_inputs_outputs(self):
+        """From the compiled program: 4 x 9 x 6 elements appear only where a trace is carried."""
+        def shapes(**settings):
+            with traceops.configured(**settings):
+                run = start(traceops.compile, LIF, 'd_rtrl', 5)
+            text = jax.jit(lambda: run.grad()).lower().compile().as_text()
+            return '[4,9,6' in text or '[4,54' in text
+        assert shapes(carry_trace=True) and not shapes(carry_trace=False)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+def test_memory_does_not_grow_with_the_sequence(rule):
+    """Temporary memory of the compiled call, beyond the sequences and what is returned."""
+    def temporary(steps):
+        with traceops.configured(window=50):
+            run = start(traceops.compile, LIF, rule, 100)
+        x = jax.ShapeDtypeStruct((steps, *run.x.shape[1:]), run.x.dtype)
+        fn = jax.jit(lambda x: run.learner.etrace_grad(
+            x, step_fn=lambda i: run.learner(i).sum() ** 2))
+        return fn.lower(x).compile().memory_analysis().temp_size_in_bytes - 4 * steps * 8
+    short, long = temporary(100), temporary(10_000)
+    per_step = 4 * 4 * 3        # at most a copy of the inputs
+    assert long - short <= 2 * per_step * 9_900 + 2 ** 16
