@@ -18,7 +18,7 @@ FOLDERS = {
     'traceops.benchmarks': 'benchmarks',
 }
 DEMO = ['matplotlib>=3.8', 'scikit-learn>=1.3']
-TEST = [*DEMO, 'build>=1.2', 'hypothesis>=6.100', 'pytest>=8.1', 'pytest-xdist>=3.5',
+TEST = [*DEMO, 'build>=1.2', 'hypothesis>=6.100', 'numba>=0.60', 'pytest>=8.1', 'pytest-xdist>=3.5',
         'setuptools>=77']
 
 

@@ -111,9 +111,4 @@ def main(argv: list[str] | None = None) -> int:
         return run(args.options)
     except traceops.errors.TraceopsError as err:
         print(f'traceops: {err}', file=sys.stderr)
-    except ModuleNotFoundError as err:
-        if err.name not in ('matplotlib', 'sklearn'):
-            raise
-        print(f'traceops {args.command} needs {err.name}: '
-              f"pip install 'braintrace-traceops[demo]'", file=sys.stderr)
-    return 1
+        return 1

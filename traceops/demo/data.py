@@ -1,68 +1,77 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""scikit-learn's handwritten digits as spike trains."""
+"""Handwritten digits as spike trains."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-__all__ = ['STEPS', 'Digits', 'encode', 'load']
+__all__ = ['LINES', 'STEPS', 'Digits', 'encode', 'load']
 
-#: Steps that a line is shown.
-STEPS = 4
+#: Input lines: one per pixel of an 8 x 8 image.
+LINES = 64
+_ROWS, _STEPS_PER_ROW, _SILENT_STEPS = 8, 4, 8
+#: Steps of 1 ms: eight rows of four, then silence.
+STEPS = _ROWS * _STEPS_PER_ROW + _SILENT_STEPS
 
 
-@dataclasses.dataclass(frozen=True)
-class Digits:
-    """Spike trains ``[samples, T, inputs]`` and labels."""
+class Digits(NamedTuple):
+    """``*_spikes`` are ``[T, samples, 64]`` float32 0/1, ``*_labels`` ``[samples]`` int32."""
 
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
+    train_spikes: np.ndarray
+    train_labels: np.ndarray
+    test_spikes: np.ndarray
+    test_labels: np.ndarray
     test_images: np.ndarray
-
-    def batches(self, size: int, epoch: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Shuffled batches of an epoch, time first; the rest of the division is left out."""
-        order = np.random.RandomState(seed + epoch).permutation(len(self.train_y))
-        for i in range(0, len(order) - size + 1, size):
-            pick = order[i:i + size]
-            yield self.train_x[pick].swapaxes(0, 1), self.train_y[pick]
 
 
 def encode(images: np.ndarray) -> np.ndarray:
-    """Show a picture line by line: brighter pixels fire more often while their line is shown.
+    """Scan images from top to bottom, as a rolling shutter does.
 
-    Eight inputs see its rows from the top, eight its columns from the left, a few steps a line.
-    What the first lines looked like is gone when the last ones come, so the network has to
-    remember.
+    A row is seen for four steps and is gone afterwards; the last eight steps are silent. So
+    the answer, which is due at the end, needs a memory of what was seen up to 40 steps ago.
+    While its row is seen, a pixel fires ``round(4 * brightness)`` evenly spaced spikes.
 
     Parameters
     ----------
-    images : array, ``[samples, 8, 8]``
-        Grey levels in [0, 1].
+    images : array ``[samples, 8, 8]``
+        Brightness from 0 to 1.
 
     Returns
     -------
-    array, ``[samples, 8 * STEPS, 16]``, float32, 0 or 1
+    array ``[40, samples, 64]``
+        float32, 1 where a pixel's line fires. The same image always gives the same spikes.
+
+    Raises
+    ------
+    ValueError
+        Not 8 x 8 images, or a brightness outside 0 to 1.
     """
-    lines = np.concatenate([images, images.swapaxes(1, 2)], axis=2)
-    levels = (np.arange(STEPS) + 0.5) / STEPS
-    spikes = lines[:, :, None, :] > levels[:, None]
-    return spikes.reshape(len(images), -1, 16).astype(np.float32)
+    images = np.asarray(images, np.float32)
+    if images.ndim != 3 or images.shape[1:] != (_ROWS, 8):
+        raise ValueError(f'encode() takes images [samples, 8, 8], got shape {images.shape}; for '
+                         f'one image pass image[None].')
+    if images.size and not (images.min() >= 0 and images.max() <= 1):
+        raise ValueError(f'encode() takes a brightness from 0 to 1, got {images.min():g} to '
+                         f'{images.max():g}; divide the digits of scikit-learn by 16.')
+    # A perfect integrator that starts half full fires when its charge passes an integer.
+    charge = 0.5 + images * np.arange(_STEPS_PER_ROW + 1, dtype=np.float32)[:, None, None, None]
+    fired = np.diff(np.floor(charge), axis=0)                     # [4, samples, row, column]
+    spikes = np.zeros((_ROWS, _STEPS_PER_ROW, len(images), _ROWS, 8), np.float32)
+    for row in range(_ROWS):
+        spikes[row, :, :, row] = fired[:, :, row]
+    spikes = spikes.reshape(-1, len(images), LINES)
+    return np.concatenate([spikes, np.zeros((_SILENT_STEPS, *spikes.shape[1:]), np.float32)])
 
 
-def load() -> Digits:
-    """Three quarters to train, a quarter to test, the same for everybody."""
-    digits = load_digits()
-    images = digits.images / 16.
-    split = train_test_split(images, digits.target, test_size=0.25, random_state=0,
-                             stratify=digits.target)
-    train, test, train_y, test_y = split
-    return Digits(encode(train), train_y.astype(np.int32), encode(test),
-                  test_y.astype(np.int32), test)
+def load(test: int = 400) -> Digits:
+    """The 1797 digits of scikit-learn, split once and for all (stratified, fixed seed)."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8).astype(np.float32) / 16
+    seen, unseen, seen_labels, unseen_labels = train_test_split(
+        images, labels.astype(np.int32), test_size=test, stratify=labels, random_state=0)
+    return Digits(encode(seen), seen_labels, encode(unseen), unseen_labels, unseen)

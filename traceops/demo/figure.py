@@ -10,8 +10,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from traceops.demo.data import STEPS
-
 __all__ = ['draw']
 
 BLUE, RED, GREY = '#1f6f8b', '#c0392b', '#666666'
@@ -49,7 +47,7 @@ def _curves(top: Any, bottom: Any, history: dict[str, list[float]]) -> None:
 
 def _picture(ax: Any, image: Any, label: int) -> None:
     ax.imshow(image, cmap='Greys')
-    ax.set_title(f'A test digit ({label}), shown line by line', loc='left')
+    ax.set_title(f'A test digit ({label}), shown row by row', loc='left')
     ax.set_xticks([])
     ax.set_yticks([])
 
@@ -70,9 +68,9 @@ def _bars(ax: Any, times: dict[str, float]) -> None:
 def _raster(ax: Any, raster: Any) -> None:
     steps, neurons = np.nonzero(raster)
     ax.scatter(steps, neurons, s=5, marker='|', color='black', linewidths=0.8)
-    for t in range(STEPS, raster.shape[0], STEPS):
+    for t in range(4, 36, 4):
         ax.axvline(t - 0.5, color=GREY, lw=0.4, ls=':')
     ax.set_title(f'What the {raster.shape[1]} neurons answer '
                  f'({raster.mean() * 100:.0f} % spike at a step)', loc='left')
-    ax.set(xlabel='step (dotted: the next line of the picture)', ylabel='neuron',
+    ax.set(xlabel='step (dotted: the next row of the picture)', ylabel='neuron',
            xlim=(-0.5, raster.shape[0] - 0.5), ylim=(-1, raster.shape[1]))

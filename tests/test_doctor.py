@@ -1,0 +1,92 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+import traceops
+from traceops import doctor
+from traceops.benchmarks import measure
+
+
+def test_versions():
+    assert doctor.check_versions().passed
+    check = doctor.check_versions({'braintrace': '0.2.8', 'jax': '0.14'})
+    assert not check.passed
+    assert 'jax 0.14' in check.found and 'pip install' in check.advice
+
+
+@pytest.mark.parametrize('check', [doctor.check_import_name, doctor.check_command])
+def test_a_name_has_one_owner(check):
+    assert check().passed                               # of the environment that runs the tests
+    assert check(['braintrace-traceops', 'braintrace_traceops']).passed
+    both = check(['braintrace-traceops', 'traceops'])
+    assert not both.passed
+    assert both.found.startswith('traceops installs') and 'pip uninstall traceops;' in both.advice
+    assert not check(['traceops']).passed
+    absent = check([])
+    assert not absent.passed and 'is not installed' in absent.found
+
+
+def test_another_distribution_is_found_by_its_files(tmp_path, monkeypatch):
+    """What PyPI's ``traceops`` would leave behind if it had our import name."""
+    info = tmp_path / 'traceops-0.5.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: traceops\nVersion: 0.5.0\n')
+    (info / 'RECORD').write_text('traceops/__init__.py,,\n')
+    (info / 'entry_points.txt').write_text('[console_scripts]\ntraceops = trace_ops.cli:main\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for check in (doctor.check_import_name(), doctor.check_command()):
+        assert not check.passed and check.found.startswith('traceops installs')
+
+
+@pytest.mark.parametrize('rule, vmap', [('D_RTRL', False), ('ES_D_RTRL', True)])
+def test_parity_on_this_machine(rule, vmap):
+    check = doctor.check_parity(rule, vmap)
+    assert check.passed, check.found
+    assert 'gradient difference' in check.found and 'spikes a neuron' in check.found
+    assert not traceops.installed()
+
+
+def test_parity_fails_where_gradients_differ(monkeypatch):
+    monkeypatch.setattr(measure, 'check', lambda want, got: 1e-3)
+    check = doctor.check_parity('D_RTRL', False)
+    assert not check.passed
+    assert 'differ by 1.0e-03' in check.found and 'report' in check.advice
+
+
+def test_parity_that_cannot_run_is_a_finding(monkeypatch):
+    def run(*args, **kwargs):
+        raise RuntimeError('no memory left')
+    monkeypatch.setattr(measure, 'run', run)
+    check = doctor.check_parity('D_RTRL', True)
+    assert not check.passed and check.found == 'RuntimeError: no memory left'
+
+
+def parity(passed):
+    return lambda rule, vmap: doctor.Check(f'{rule} {vmap}', passed, 'a finding', 'an advice')
+
+
+def test_the_exit_status_and_the_table(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'check_parity', parity(True))
+    assert doctor.main([]) == 0
+    out = capsys.readouterr().out
+    assert 'traceops status' in out and 'no of 7 checks failed' in out and 'FAILED' not in out
+    assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
+    monkeypatch.setattr(doctor, 'check_parity', parity(False))
+    assert doctor.main([]) == 1
+    out = capsys.readouterr().out
+    assert '4 of 7 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
+
+
+def test_parity_is_not_tried_on_an_unsupported_stack(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, 'check_versions',
+                        lambda: doctor.Check('versions', False, 'jax 0.14', 'install'))
+    monkeypatch.setattr(doctor, 'check_parity', lambda *a: pytest.fail('tried'))
+    assert doctor.main([]) == 1
+    assert '1 of 3 checks failed' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('platforms, nvidia, text', [
+    (['cpu'], False, 'on the CPU'), (['cpu'], True, 'braintrace-traceops[gpu]'),
+    (['cpu', 'gpu', 'gpu'], True, 'jax sees cpu, gpu:')])
+def test_advice_on_devices(platforms, nvidia, text):
+    assert text in doctor.device_advice(platforms, nvidia)
