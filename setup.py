@@ -40,7 +40,7 @@ setup(
     description='Accelerator backend for online learning with eligibility traces in JAX',
     long_description=read('README.md') if (ROOT / 'README.md').exists() else '',
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords=['jax', 'brainstate', 'braintrace', 'eligibility trace', 'online learning', 'RTRL',
               'spiking neural network'],

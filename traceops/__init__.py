@@ -6,11 +6,17 @@
 >>> traceops.install()          # braintrace learners made from now on are fast
 """
 
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
 from traceops.config import Settings, configure, configured, reset, settings
-from traceops.host.explain import Explanation, explain
-from traceops.host.learners import D_RTRL, ES_D_RTRL
-from traceops.host.patch import compile, enabled, install, installed, uninstall
 from traceops.status import Status, status
+
+if TYPE_CHECKING:
+    from traceops.host.explain import Explanation, explain
+    from traceops.host.learners import D_RTRL, ES_D_RTRL
+    from traceops.host.patch import compile, enabled, install, installed, uninstall
 
 __version__ = '0.1.0'
 
@@ -19,3 +25,25 @@ __all__ = [
     'configured', 'enabled', 'explain', 'install', 'installed', 'reset', 'settings', 'status',
     'uninstall',
 ]
+
+#: What needs braintrace is imported when it is asked for: an unsupported version is an error of
+#: the call, not of the import.
+_HOST = {
+    **dict.fromkeys(('Explanation', 'explain'), 'explain'),
+    **dict.fromkeys(('D_RTRL', 'ES_D_RTRL'), 'learners'),
+    **dict.fromkeys(('compile', 'enabled', 'install', 'installed', 'uninstall'), 'patch'),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOST:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from traceops.host import versions
+    versions.check()
+    value = getattr(importlib.import_module(f'traceops.host.{_HOST[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+if os.environ.get('TRACEOPS_INSTALL', '').lower() in ('1', 'true', 'yes'):
+    __getattr__('install')()

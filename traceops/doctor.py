@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         prog='traceops doctor', description='Versions, devices, names, and a parity check.'
     ).parse_args([] if argv is None else argv)
     start = time.perf_counter()
-    print(status())
+    print(status(), end='\n\n')
     checks = [check_versions(), check_import_name(), check_command()]
     if checks[0].passed:                        # else upstream cannot be compared with
         checks += [check() for check in _parity_checks()]

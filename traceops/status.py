@@ -49,10 +49,21 @@ class Status:
         table.add_row('installed', 'yes' if self.installed else
                       'no (traceops.install() makes new learners fast)')
         for field in dataclasses.fields(self.settings):
-            source = config.ENVIRONMENT[field.name]
-            note = f'  (from {source})' if source in self.environment else ''
-            table.add_row(field.name, f'{getattr(self.settings, field.name)}{note}')
-        return render(table)
+            table.add_row(field.name, _setting(field.name, getattr(self.settings, field.name)))
+        for name, text in self.environment.items():
+            table.add_row(name, f'{text}  (environment)')
+        return render(table).rstrip()
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == 'memory_budget':
+        return f'{value / 2 ** 20:g} MiB'
+    return 'chosen within memory_budget' if value is None else str(value)
+
+
+def _device(device: Any) -> str:
+    kind = device.device_kind
+    return str(device) if kind == device.platform else f'{device} ({kind})'
 
 
 def _version(distribution: str) -> str | None:
@@ -85,6 +96,6 @@ def status() -> Status:
     versions |= {name: _version(dist) for name, dist in _PACKAGES.items()}
     names = [*config.ENVIRONMENT.values(), 'TRACEOPS_INSTALL']
     return Status(
-        versions=versions, devices=tuple(map(str, jax.devices())), installed=_installed(),
+        versions=versions, devices=tuple(map(_device, jax.devices())), installed=_installed(),
         settings=config.settings(),
         environment={n: os.environ[n] for n in names if os.environ.get(n)})

@@ -10,6 +10,7 @@ from typing import Any
 import brainstate
 import braintrace
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
@@ -65,6 +66,10 @@ def start(compiler: Any, net: Net, rule: str, steps: int, vmap: bool = False,
     """A learner from seed 0 and its data."""
     brainstate.random.seed(0)
     model = net.make()
+    # an initialiser's weakly typed zeros would have upstream return a float32 gradient when the
+    # float64 sum is divided by its float32 mask
+    for state in model.states(brainstate.ParamState).values():
+        state.value = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), state.value)
     x = net.inputs(steps, BATCH)
     y = jnp.asarray(np.random.RandomState(5).randn(steps, BATCH, 2), float)
     cls, more = RULES[rule]
@@ -121,3 +126,10 @@ def both(upstream: Run, ours: Run, call: Any) -> tuple[Any, Any]:
 
 def _key() -> Any:
     return np.asarray(jax.random.key_data(brainstate.random.DEFAULT.value))
+
+
+def compiled(fn: Any, *avals: Any) -> Any:
+    """The XLA program of a function of states and arrays."""
+    closed, states = brainstate.transform.make_jaxpr(fn)(*avals)
+    values = jax.tree.leaves([s.value for s in states])
+    return jax.jit(jax.extend.core.jaxpr_as_fun(closed)).lower(*avals, *values).compile()

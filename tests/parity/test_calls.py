@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity.harness import Run, assert_close, assert_same_states, both, pair, start
+from tests.parity.harness import (
+    Run,
+    assert_close,
+    assert_same_states,
+    both,
+    compiled,
+    pair,
+    start,
+)
 from tests.parity.nets import NETS
 from traceops.errors import TraceNotCarriedError
 
@@ -71,7 +79,7 @@ def test_a_weight_that_the_loss_reads_itself(float64):
             penalty = sum((leaf ** 2).sum() for leaf in jax.tree.leaves(readout.value))
             return ((run.learner(x) + outside.value - y) ** 2).mean() + 0.1 * penalty
         return run.learner.etrace_grad(run.x, run.y, step_fn=step, return_value=True,
-                                       weights={**dict(w.items()), 'outside': outside})
+                                       weights={**dict(w.items()), ('outside',): outside})
     check(*pair(LIF, 'd_rtrl', 5, window=2), call)
 
 
@@ -237,7 +245,7 @@ class TestWithoutCarrying:
         def shapes(**settings):
             with traceops.configured(**settings):
                 run = start(traceops.compile, LIF, 'd_rtrl', 5)
-            text = jax.jit(lambda: run.grad()).lower().compile().as_text()
+            text = compiled(run.grad).as_text()
             return '[4,9,6' in text or '[4,54' in text
         assert shapes(carry_trace=True) and not shapes(carry_trace=False)
 
@@ -249,9 +257,9 @@ def test_memory_does_not_grow_with_the_sequence(rule):
         with traceops.configured(window=50):
             run = start(traceops.compile, LIF, rule, 100)
         x = jax.ShapeDtypeStruct((steps, *run.x.shape[1:]), run.x.dtype)
-        fn = jax.jit(lambda x: run.learner.etrace_grad(
-            x, step_fn=lambda i: run.learner(i).sum() ** 2))
-        return fn.lower(x).compile().memory_analysis().temp_size_in_bytes - 4 * steps * 8
+        program = compiled(lambda x: run.learner.etrace_grad(
+            x, step_fn=lambda i: run.learner(i).sum() ** 2), x)
+        return program.memory_analysis().temp_size_in_bytes
     short, long = temporary(100), temporary(10_000)
     per_step = 4 * 4 * 3        # at most a copy of the inputs
     assert long - short <= 2 * per_step * 9_900 + 2 ** 16

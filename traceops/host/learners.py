@@ -122,8 +122,6 @@ class FastLearner:
     def _solve_weight_gradients(self, index: Any, trace: Any, signal: Any, weight_vals: Any,
                                 plain: Any, within: Any) -> Any:
         if not self._recording:
-            if not self._carries_trace:
-                raise _not_carried('a gradient through a single learner(x)')
             return super()._solve_weight_gradients(  # type: ignore[misc]
                 index, trace, signal, weight_vals, plain, within)
         self._recorder.signal = list(signal)  # type: ignore[union-attr]
@@ -141,6 +139,11 @@ class FastLearner:
                 index, trace, signal, weight_vals)
         self._recorder.bypass_signal = list(signal)  # type: ignore[union-attr]
         return {}
+
+    def _update_fn_fwd(self, *args: Any) -> Any:
+        if not self._recording and not self._carries_trace:     # before any state is touched
+            raise _not_carried('a gradient through a single learner(x)')
+        return super()._update_fn_fwd(*args)  # type: ignore[misc]
 
     def _update_fn_bwd(self, residuals: Any, cotangents: Any) -> Any:
         out = super()._update_fn_bwd(residuals, cotangents)  # type: ignore[misc]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -149,6 +148,3 @@ def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001  (upstream's name)
     with enabled():
         return braintrace.compile(*args, **kwargs)
 
-
-if os.environ.get('TRACEOPS_INSTALL', '').lower() in ('1', 'true', 'yes'):
-    install()

@@ -1,0 +1,62 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""explain: one row per relation and group, the engine, and the reason."""
+
+import json
+
+import braintrace
+import pytest
+
+import traceops
+from tests.parity.harness import start
+from tests.parity.nets import NETS
+
+
+def test_a_window_learner():
+    run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)
+    run.grad()
+    found = traceops.explain(run.learner)
+    assert [(r.parameter, r.states, r.engine, r.reason) for r in found.rows] == [
+        ('linear.weight', 2, 'window', ''), ('readout.W', 1, 'window', '')]
+    trace = run.learner.etrace_bwg.values()
+    sizes = sum(a.nbytes for st in trace for a in st.value.values())
+    assert sum(r.trace_bytes for r in found.rows) == sizes and found.saved_bytes == 0
+    assert '5 steps per window' in str(found) and 'carry_trace=False' in str(found)
+    assert json.loads(json.dumps(found.to_dict()))['rows'][0]['engine'] == 'window'
+
+
+def test_what_is_not_kept_is_saved():
+    with traceops.configured(carry_trace=False):
+        run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)
+    found = traceops.explain(run.learner)
+    assert found.saved_bytes == sum(r.trace_bytes for r in found.rows) > 0
+
+
+@pytest.mark.parametrize('make, engine, reason', [
+    (lambda: start(braintrace.compile, NETS['lif'], 'd_rtrl', 3), 'upstream', 'made before'),
+    (lambda: start(traceops.compile, NETS['shared-axis'], 'd_rtrl', 3), 'upstream', 'shares axis'),
+    (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, vjp_method='multi-step'),
+     'upstream', 'multi-step'),
+    (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, trace_dtype='bfloat16'),
+     'upstream', 'rounds the trace'),
+    (lambda: start(traceops.compile, NETS['sparse'], 'd_rtrl', 3), 'window', 'no closed form'),
+], ids=['upstream', 'shared-axis', 'multi-step', 'trace_dtype', 'sparse'])
+def test_every_refusal_has_a_reason(make, engine, reason):
+    row = traceops.explain(make().learner).rows[0]
+    assert row.engine == engine and reason in row.reason
+
+
+def test_a_subclass_with_its_own_update_keeps_it():
+    class Mine(braintrace.D_RTRL):
+        def _solve_weight_gradients(self, *args):
+            return super()._solve_weight_gradients(*args)
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 3)
+    made = traceops.compile(run.model, Mine, run.x[0], batch_size=4)
+    assert 'Mine overrides _solve_weight_gradients' in traceops.explain(made).rows[0].reason
+
+
+def test_what_is_no_learner():
+    with pytest.raises(TypeError, match='takes a braintrace learner'):
+        traceops.explain(3)
+    with pytest.raises(ValueError, match='not compiled'):
+        traceops.explain(traceops.D_RTRL(NETS['lif'].make()))

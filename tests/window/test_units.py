@@ -1,0 +1,100 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the window engine against plain loops, over shapes (hypothesis)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from traceops.kernels.adjoint_window.reference import adjoint_window
+from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
+from traceops.window.jaxprs import depends_on, is_zero, restrict, value_if_constant
+from traceops.window.leaving import leaving_factors
+from traceops.window.schedule import choose_window
+
+SHAPES = dict(T=st.integers(1, 6), n=st.integers(1, 3), S=st.integers(1, 4),
+              kappa=st.sampled_from([None, 0.5]), seed=st.integers(0, 99))
+
+
+def draw(T, n, S, seed):
+    rng = np.random.RandomState(seed)
+    return rng.randn(T, n, S), rng.rand(T, n, S, S), rng.randn(T, n, S), rng.randn(n, S)
+
+
+def split(a):
+    return tuple(jnp.asarray(a[..., i]) for i in range(a.shape[-1]))
+
+
+def rows(D):
+    return tuple(split(D[..., i, :]) for i in range(D.shape[-1]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(**SHAPES)
+def test_adjoint_equals_the_trace(T, n, S, kappa, seed):
+    """sum_t L_t . e_t with the trace e rolled forward, for one input that is always 1."""
+    L, D, f, e0 = draw(T, n, S, seed)
+    want, e, filt = 0., e0, e0.copy()
+    for t in range(T):
+        e = np.einsum('nij,nj->ni', D[t], e) + f[t]
+        filt = (kappa or 0.) * filt + e
+        want = want + L[t] * filt
+    deltas, entering, filtered = adjoint_window(split(L), rows(D), [split(f)], kappa)
+    got = sum(deltas[0]) + sum(a * b for a, b in zip(entering, split(e0), strict=True))
+    if kappa is not None:
+        got = got + sum(a * b for a, b in zip(filtered, split(e0), strict=True))
+    np.testing.assert_allclose(got, want.sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(**SHAPES)
+def test_leaving_equals_the_trace(T, n, S, kappa, seed):
+    _, D, f, e0 = draw(T, n, S, seed)
+    e, filt = e0, 0.
+    for t in range(T):
+        e = np.einsum('nij,nj->ni', D[t], e) + f[t]
+        filt = e if kappa is None else kappa * filt + e
+    (p,), M = leaving_factors(rows(D), [split(f)], kappa)
+    for i in range(S):
+        got = p[i].sum(0) + sum(M[i][j] * e0[:, j] for j in range(S))
+        np.testing.assert_allclose(got, filt[:, i], rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(T=SHAPES['T'], n=SHAPES['n'], S=SHAPES['S'], seed=SHAPES['seed'],
+       decay=st.sampled_from([0., 0.5, 0.9]))
+def test_factorised_step_and_filter(T, n, S, seed, decay):
+    L, D, f, g = draw(T, n, S, seed)
+    x = np.random.RandomState(seed + 1).randn(T, n)
+    a, want, carry, instants = 0., 0., split(g), []
+    for t in range(T):
+        g = decay * np.einsum('nij,nj->ni', D[t], g) + (1 - decay) * f[t]
+        a = decay * a + x[t]
+        want = want + a * (g * L[t]).sum(-1) / 0.7
+        carry, now = es_trace_step(split(L[t]), rows(D[t]), split(f[t]), carry, 0.7, decay)
+        instants.append(now)
+    got = (output_filter(jnp.stack(instants), decay) * x).sum(0)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jnp.stack(carry, -1), g, rtol=1e-4, atol=1e-4)
+
+
+@given(length=st.integers(1, 500), size=st.integers(1, 1000), budget=st.integers(1, 10 ** 5))
+def test_a_chosen_window_fits(length, size, budget):
+    K = choose_window(length, size, None, budget)
+    assert 1 <= K <= length and (K == 1 or K * size <= budget)
+    assert K == length if length * size <= budget else True
+
+
+def test_questions_asked_of_a_jaxpr():
+    def fn(a, b):
+        return jnp.zeros((2,)), jax.jit(lambda v: v + 1)(a), a * b, jnp.where(a > 0, a, 0.)
+    closed = jax.make_jaxpr(fn)(1., 2.)
+    assert [is_zero(closed, i) for i in range(4)] == [True, False, False, False]
+    assert [depends_on(closed, i, (1,)) for i in range(4)] == [False, False, True, False]
+    assert value_if_constant(closed, 1, {0: 3.}) == 4.
+    assert value_if_constant(closed, 2, {0: 3.}) is None
+    small = restrict(closed, [1])
+    assert len(small.jaxpr.eqns) == 1 and jax.core.eval_jaxpr(
+        small.jaxpr, small.consts, 1., 2.) == [2.]
