@@ -31,7 +31,7 @@ def test_another_distribution_is_found_by_its_files(tmp_path, monkeypatch):
     info = tmp_path / 'traceops-0.5.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: traceops\nVersion: 0.5.0\n')
-    (info / 'RECORD').write_text('traceops/__init__.py,,\n')
+    (info / 'top_level.txt').write_text('traceops\n')
     (info / 'entry_points.txt').write_text('[console_scripts]\ntraceops = trace_ops.cli:main\n')
     monkeypatch.syspath_prepend(str(tmp_path))
     for check in (doctor.check_import_name(), doctor.check_command()):

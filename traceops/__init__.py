@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from traceops.config import Settings, configure, configured, reset, settings
+from traceops.errors import UnsupportedVersionError
 from traceops.status import Status, status
 
 if TYPE_CHECKING:
@@ -38,9 +39,13 @@ _HOST = {
 def __getattr__(name: str) -> Any:
     if name not in _HOST:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from traceops.host import versions
-    versions.check()
-    value = getattr(importlib.import_module(f'traceops.host.{_HOST[name]}'), name)
+    try:
+        module = importlib.import_module(f'traceops.host.{_HOST[name]}')
+    except UnsupportedVersionError:     # a private name has moved: say it by version if we can
+        from traceops.host import versions
+        versions.check()
+        raise
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -33,7 +33,9 @@ def adjoint_window(
     factors: Sequence[States],
     kappa: float | None = None,
 ) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...] | None]:
-    r"""Reverse scan :math:`\lambda_t = L_t + D_{t+1}^\top \lambda_{t+1}`, :math:`\delta_t = \lambda_t \cdot f_t`.
+    r"""Reverse scan :math:`\lambda_t = L_t + D_{t+1}^\top \lambda_{t+1}`.
+
+    And its product with the factors, :math:`\delta_t = \lambda_t \cdot f_t`.
 
     Parameters
     ----------

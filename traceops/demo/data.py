@@ -59,10 +59,10 @@ def encode(images: np.ndarray) -> np.ndarray:
     # A perfect integrator that starts half full fires when its charge passes an integer.
     charge = 0.5 + images * np.arange(_STEPS_PER_ROW + 1, dtype=np.float32)[:, None, None, None]
     fired = np.diff(np.floor(charge), axis=0)                     # [4, samples, row, column]
-    spikes = np.zeros((_ROWS, _STEPS_PER_ROW, len(images), _ROWS, 8), np.float32)
+    scanned: np.ndarray = np.zeros((_ROWS, _STEPS_PER_ROW, len(images), _ROWS, 8), np.float32)
     for row in range(_ROWS):
-        spikes[row, :, :, row] = fired[:, :, row]
-    spikes = spikes.reshape(-1, len(images), LINES)
+        scanned[row, :, :, row] = fired[:, :, row]
+    spikes: np.ndarray = scanned.reshape(-1, len(images), LINES)
     return np.concatenate([spikes, np.zeros((_SILENT_STEPS, *spikes.shape[1:]), np.float32)])
 
 

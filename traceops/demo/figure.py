@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 
 __all__ = ['draw']
@@ -41,6 +42,8 @@ def _curves(top: Any, bottom: Any, history: dict[str, list[float]]) -> None:
     top.set_title(f'Online learning reaches {accuracy[-1]:.1f} % on unseen digits', loc='left')
     top.set(ylabel='test accuracy, %', xlim=(1, epochs[-1]))
     bottom.plot(epochs, history['loss'], color=BLUE, lw=2)
+    for ax in (top, bottom):
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     bottom.set_title('Loss', loc='left')
     bottom.set(xlabel='epoch', ylabel='cross-entropy', xlim=(1, epochs[-1]), ylim=(0, None))
 

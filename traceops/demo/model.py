@@ -23,10 +23,11 @@ class SpikingNet(brainstate.nn.Module):
     def __init__(self, n_in: int, n_hidden: int, n_out: int) -> None:
         super().__init__()
         self.feedforward = braintrace.nn.Linear(
-            n_in, n_hidden, w_init=braintools.init.Normal(0., 1.4, unit=u.mA),
+            n_in, n_hidden, w_init=braintools.init.Normal(0. * u.mA, 1.4 * u.mA),
             b_init=braintools.init.ZeroInit(unit=u.mA))
         self.recurrent = braintrace.nn.Linear(
-            n_hidden, n_hidden, w_init=braintools.init.Normal(0., n_hidden ** -0.5, unit=u.mA),
+            n_hidden, n_hidden, w_init=braintools.init.Normal(
+                0. * u.mA, n_hidden ** -0.5 * u.mA),
             b_init=None)
         self.neuron = brainpy.state.ALIF(
             n_hidden, R=20. * u.ohm, tau=20. * u.ms, tau_a=200. * u.ms, beta=0.1 * u.mV,

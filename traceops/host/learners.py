@@ -204,7 +204,8 @@ def fast_class(cls: type) -> type | None:
     if not issubclass(cls, (upstream.ParamDimVjpAlgorithm, upstream.IODimVjpAlgorithm)):
         return None
     if cls not in _fast_classes:
-        _fast_classes[cls] = type(cls)(cls.__name__, (FastLearner, cls), {
+        make: Any = type(cls)
+        _fast_classes[cls] = make(cls.__name__, (FastLearner, cls), {
             '__module__': cls.__module__, '__qualname__': cls.__qualname__,
             '__doc__': cls.__doc__, '_traceops_mixin': True})
     return _fast_classes[cls]

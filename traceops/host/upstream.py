@@ -33,8 +33,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._algorithm.io_dim_vjp': ('_reduce_to_param_shape',),
     'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path'),
     'braintrace._op': (
-        'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars',
-        'get_x_invar_index', 'is_batched_primitive', 'etp_elemwise_p'),
+        'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules',
+        'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'etp_elemwise_p'),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
     'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
     'braintrace._compiler.hidden_group': ('_transition_contains_while',),
@@ -76,7 +76,6 @@ _fast_path_rules = _private(_op, 'get_fast_path_rules')
 _x_repr = _private(_op, 'get_pp_x_repr')
 trainable_operands = _private(_op, 'get_trainable_invars')
 x_operand = _private(_op, 'get_x_invar_index')
-is_batched = _private(_op, 'is_batched_primitive')
 
 _solve_param_dim = _private('braintrace._algorithm.param_dim_vjp',
                             '_solve_param_dim_weight_gradients')

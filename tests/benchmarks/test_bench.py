@@ -1,0 +1,73 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark checks before it times, and says what it missed."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from traceops import benchmarks
+from traceops.benchmarks import measure, report
+from traceops.benchmarks.cases import CASES, Case
+
+TINY = Case('tiny', 'lif', 'D_RTRL', 16, 1e9, 0., steps=5, batch=4)
+
+
+def test_every_row_that_is_aimed_at_is_measured():
+    aims = {c.name: (c.bar, c.bar_free) for c in CASES}
+    assert aims == {
+        'D-RTRL LIF 128': (6., 10.), 'D-RTRL LIF 1024': (40., 100.),
+        'D-RTRL ALIF 128 vmap': (15., 30.), 'D-RTRL ALIF 1024': (60., 150.),
+        'D-RTRL GRU 128': (6., 9.), 'D-RTRL LSTM 64': (4., 5.), 'ES-D-RTRL LIF 128': (1.3, None),
+        'ES-D-RTRL two-layer ALIF 128 vmap': (1.3, None), 'ES-D-RTRL GRU 128': (1., None),
+        'ES-D-RTRL LIF 2048': (1.9, None), 'D-RTRL LIF 8192': (None, None)}
+    big = CASES[-1]
+    assert big.steps == 20 and not big.upstream_fits and big.trace_bytes > 8e9
+
+
+def test_a_row_from_end_to_end():
+    row = measure.run(TINY, 2, progress=False)
+    assert not row.error and row.difference <= 1e-5 and row.spikes > 0.05
+    assert set(row.seconds) == {'upstream', 'traceops', 'free', 'bptt', 'forward'}
+    figures = json.loads(json.dumps(report.figures(row)))
+    assert figures['ratio'] == pytest.approx(row.median('upstream') / row.median('traceops'))
+    text = report.summary([figures])
+    assert 'tiny: ratio ' in text and 'ratio_free' not in text
+    assert 'MISSED' in report.markdown([figures]) and 'tiny' in report.table([figures])
+
+
+def test_a_wrong_gradient_gets_no_speed(monkeypatch):
+    made = measure.contestants
+
+    def wrong(case):
+        fns = made(case)
+        free = fns['free']
+
+        def spoiled(x, y):
+            grads, loss = free(x, y)
+            return {k: v if isinstance(v, dict) else v * 1.001 for k, v in grads.items()}, loss
+        return {**fns, 'free': spoiled}
+    monkeypatch.setattr(measure, 'contestants', wrong)
+    row = measure.run(TINY, 2, progress=False)
+    assert 'gradients differ' in row.error and not row.seconds
+    assert 'REFUSED' in report.line(report.figures(row))
+
+
+def test_zeros_prove_nothing():
+    with pytest.raises(ValueError, match='proves nothing'):
+        measure.check({'w': jnp.zeros(3)}, {'w': jnp.zeros(3)})
+    assert measure.check({'w': jnp.ones(3)}, {'w': jnp.ones(3) * 1.5}) == pytest.approx(0.5)
+
+
+def test_the_command(capsys):
+    assert benchmarks.main(['--list']) == 0
+    assert 'D-RTRL LIF 8192' in capsys.readouterr().out
+    assert benchmarks.main(['--cases', 'nothing']) == 2
+
+
+def test_a_net_that_is_silent_is_refused(monkeypatch):
+    monkeypatch.setattr(measure, '_spikes_per_neuron', lambda case, x: 0.)
+    row = measure.run(dataclasses.replace(TINY, steps=2), 2, progress=False)
+    assert 'does not spike' in row.error and not row.seconds
