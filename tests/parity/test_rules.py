@@ -11,7 +11,6 @@ from tests.parity.harness import RULES, assert_close, assert_same_states, both, 
 from tests.parity.nets import NETS, spike_rate
 
 
-
 def compare(name, rule, vmap, steps, window, tolerance, carry=True):
     net = NETS[name]
     if vmap and net.not_vmapped:
