@@ -16,6 +16,7 @@ import saiunit as u
 
 from traceops.errors import TraceNotCarriedError
 from traceops.host import upstream
+from traceops.host.param_dim import ParamDimRule
 from traceops.host.recorder import split_states
 from traceops.host.rules import make_rule
 from traceops.window.program import StepProgram, trace_step
@@ -119,8 +120,7 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, s
     def after_window(carry: Any, inner: Any, out: Any, before: dict[int, Any]) -> Any:
         rule_carry, total = carry
         index = before[id(learner.running_index)]
-        grads = rule.gradients(rule_carry, inner, out['record'], weight_vals, index)
-        rule_carry = rule.leave(rule_carry, inner, out['record'], weight_vals)
+        grads, rule_carry = rule.close(rule_carry, inner, out['record'], weight_vals, index)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
                  for name, path in names.items()}
         return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
@@ -161,9 +161,9 @@ def evolve(
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
     _check_states(learner, driver)
-    rule = make_rule(learner, lanes=driver is not learner)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm) or not learner._carries_trace:
         return as_upstream('no trace of the size of the weights is rolled')
+    rule = ParamDimRule(learner, lanes=driver is not learner)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
@@ -184,7 +184,7 @@ def evolve(
 
     def after_window(carry: Any, inner: Any, out: Any, before: Any) -> Any:
         record = learner._recorder.read(out['tape'])
-        return rule.leave(carry, inner, record, weight_vals, filtering=False), out['out']
+        return rule.leave(carry, record, weight_vals), out['out']
 
     carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
     rule.store(carry)

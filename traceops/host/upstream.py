@@ -34,7 +34,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path'),
     'braintrace._op': (
         'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules',
-        'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'etp_elemwise_p'),
+        'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'is_batched_primitive',
+        'etp_elemwise_p'),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
     'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
     'braintrace._compiler.hidden_group': ('_transition_contains_while',),
@@ -74,6 +75,7 @@ _init_drtrl = _private(_op, 'ETP_RULES_INIT_DRTRL')
 _xy_to_dw = _private(_op, 'ETP_RULES_XY_TO_DW')
 _fast_path_rules = _private(_op, 'get_fast_path_rules')
 _x_repr = _private(_op, 'get_pp_x_repr')
+_is_batched_primitive = _private(_op, 'is_batched_primitive')
 trainable_operands = _private(_op, 'get_trainable_invars')
 x_operand = _private(_op, 'get_x_invar_index')
 
@@ -135,13 +137,18 @@ def x_representation(relation: Any) -> Callable[[Any], Any] | None:
 
 # -- the trace itself ----------------------------------------------------------------------
 
-def solve_param_dim(learner: Any, trace: dict[Any, Any], signals: Sequence[Any],
-                    weight_vals: dict[Any, Any]) -> dict[Any, Any]:
+def solve_param_dim(learner: Any, relations: Sequence[Any], trace: dict[Any, Any],
+                    signals: Sequence[Any], weight_vals: dict[Any, Any]) -> dict[Any, Any]:
     """Contract a D-RTRL trace with a signal per hidden group: ``{path: gradient}``."""
     grads: dict[Any, Any] = {}
-    _solve_param_dim(trace, grads, signals, learner.graph.hidden_param_op_relations,
-                     weight_vals, fast_solve=learner.fast_solve)
+    _solve_param_dim(trace, grads, signals, relations, weight_vals,
+                     fast_solve=learner.fast_solve)
     return grads
+
+
+def is_batched(relation: Any) -> bool:
+    """Whether the op of a relation has a leading batch axis of its own."""
+    return bool(_is_batched_primitive(relation.primitive))
 
 
 def roll_step(learner: Any, relations: Sequence[Any], weight_vals: dict[Any, Any],

@@ -1,0 +1,150 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The factorised rule: ES-D-RTRL and everything on its engine, a window at a time."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.host import upstream
+from traceops.host.relations import RelationView, stack_states
+from traceops.host.rule import Carry, Grads, Rule, following
+from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
+
+__all__ = ['FactorisedRule']
+
+
+class FactorisedRule(Rule):
+    """ES-D-RTRL and everything on the input/output-factorised engine."""
+
+    @property
+    def bypass(self) -> bool:
+        return upstream.has_bypass(self.learner)
+
+    @cached_property
+    def _filtered_while_simulating(self) -> tuple[Any, ...]:
+        """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
+
+        The others (an embedding's indices) would be recorded as something larger (one-hot):
+        for them the filter moves to the output side (:func:`output_filter`).
+        """
+        return tuple(dict.fromkeys(
+            v.x_key for v in self.views
+            if v.has_input and upstream.x_representation(v.relation) is None))
+
+    def inner(self, carry: Carry) -> Any:
+        """Both factors are folded while the window is simulated."""
+        return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
+
+    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        r""":math:`(g_t \cdot L_t) / c_t` and the input of one step, filtered where it can be."""
+        correction = self._correction(index)
+        new, instant = {}, {}
+        for view in self.views:
+            for g in view.groups:
+                key = view.factor_key(g)
+                new[key], instant[key] = es_trace_step(
+                    record['signal'][g], record['D'][g], record['f'][key], inner['f'][key],
+                    correction, self.learner.decay_f)
+        low_pass = {k: (self.learner.decay_x * a + record['x'][k]).astype(a.dtype)
+                    for k, a in inner['x'].items()}
+        kept = {'x': {**record['x'], **low_pass}, 'instant': instant}
+        if self.bypass:
+            kept['bypass'] = record['bypass']
+            kept['factor'] = {k: tuple(a / correction.astype(a.dtype) for a in v)
+                              for k, v in new.items()}
+        return {'f': new, 'x': low_pass}, kept
+
+    def initial(self) -> Carry:
+        """Both factors, as they enter."""
+        learner = self.learner
+        return {'x': {k: s.value for k, s in learner.etrace_xs.items()},
+                'f': {k: _split(s.value) for k, s in learner.etrace_dfs.items()}}
+
+    def store(self, carry: Carry) -> None:
+        """Write both factors into the learner's states."""
+        for key, value in carry['x'].items():
+            self.learner.etrace_xs[key].value = value
+        for key, value in carry['f'].items():
+            self.learner.etrace_dfs[key].value = stack_states(value)
+
+    def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+              index: Any) -> tuple[Grads, Carry]:
+        """Weight gradients of the window, and both factors after it."""
+        grads: Grads = {}
+        first_correction = self._correction(index - 1)
+        for view in self.views:
+            instant = before = None
+            for g in view.groups:
+                key = view.factor_key(g)
+                now = record['instant'][key]
+                if self.bypass:      # a signal on h_{t-1} pairs with the factors of step t-1
+                    late = _dot(tuple(following(b) for b in record['bypass'][g]),
+                                record['factor'][key])
+                    first = _dot(tuple(b[0] for b in record['bypass'][g]), carry['f'][key])
+                    first = first / first_correction.astype(first.dtype)
+                    before = first if before is None else before + first
+                    now = now + late
+                instant = now if instant is None else instant + now
+            view.add_to(grads, weight_vals,
+                        self._solve(view, carry, record, weight_vals, instant, before))
+        return grads, self._leave(carry, inner, record)
+
+    def _solve(self, view: RelationView, carry: Carry, record: Any, weight_vals: Any,
+               instant: Any, before: Any) -> dict[str, Any]:
+        x = record['x'].get(view.x_key)
+        named = view.gradient(weight_vals, x, instant, self.precision)
+        entering = dict.fromkeys(named, before)
+        if view.has_input and view.x_key not in self._filtered_while_simulating:
+            # the filter acts on the gradients that read the input, on no other
+            decay, r = self.learner.decay_x, output_filter(instant, self.learner.decay_x)
+            through = view.gradient(weight_vals, x, r, self.precision)
+            late = decay * r[0] if before is None else decay * r[0] + before
+            for key, reads in view.operands_reading_input(weight_vals).items():
+                if reads:
+                    named[key], entering[key] = through[key], late
+        for ct in {id(v): v for v in entering.values() if v is not None}.values():
+            more = self._with_entering_input(view, carry['x'].get(view.x_key), ct, weight_vals)
+            named.update({k: named[k] + more[k] for k in named if entering[k] is ct})
+        return named
+
+    def _with_entering_input(self, view: RelationView, a0: Any, cotangent: Any,
+                             weight_vals: Any) -> dict[str, Any]:
+        """What the filtered input that entered the window contributes."""
+        def solve(a: Any, ct: Any) -> Any:
+            return upstream.solve_factorised(
+                view.relation, a, ct.reshape(view.y_shape) if a is not None else ct, weight_vals)
+
+        out = self._over_lanes(solve, a0, cotangent, axes=(None if a0 is None else 0, 0))
+        return jax.tree.map(lambda v: v.sum(0), out) if self.lanes else out
+
+    def _leave(self, carry: Carry, inner: Any, record: Any) -> Carry:
+        inputs = dict(inner['x'])
+        for view in self.views:
+            if view.has_input and view.x_key not in inputs:
+                inputs[view.x_key] = self._low_pass(
+                    carry['x'][view.x_key], record['x'][view.x_key],
+                    upstream.x_representation(view.relation))
+        return {'x': inputs, 'f': inner['f']}
+
+    def _low_pass(self, a: Any, xs: Any, repr_of: Any) -> Any:
+        def step(a_: Any, x: Any) -> Any:
+            return (self.learner.decay_x * a_ + self._over_lanes(repr_of, x)).astype(a.dtype), None
+        return jax.lax.scan(step, a, xs)[0]
+
+    def _correction(self, index: Any) -> Any:
+        """Upstream's warm-up correction, indexed as upstream indexes it."""
+        c = 1. - jnp.power(self.learner.decay_f, index + 1)
+        return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def _split(value: Any) -> tuple[Any, ...]:
+    return tuple(value[..., i] for i in range(value.shape[-1]))

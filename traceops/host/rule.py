@@ -1,0 +1,65 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the two rules share.
+
+A rule has a *carry* (what enters and leaves a window: the trace, or nothing) and turns the
+record of a window into weight gradients. ``adjoint-form`` in the design notes has the algebra.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.host.relations import RelationView, relation_views
+
+__all__ = ['Carry', 'Grads', 'Rule', 'following']
+
+Carry = dict[str, Any]
+Grads = dict[Any, Any]
+
+
+def following(a: Any) -> Any:
+    """``a_{t+1}`` at ``t``, zero after the last step."""
+    return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
+
+
+def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
+    """A signal on the previous hidden value is a signal on the previous step (``e_{t-1}``)."""
+    if bypass is None:
+        return signal, None
+    return (tuple(a + following(b) for a, b in zip(signal, bypass, strict=True)),
+            tuple(b[0] for b in bypass))
+
+
+class Rule:
+    def __init__(self, learner: Any, lanes: bool) -> None:
+        self.learner, self.lanes = learner, lanes
+        self.views = relation_views(learner)
+        self.precision = learner.traceops_settings.precision
+
+    @property
+    def paths(self) -> tuple[Any, ...]:
+        """Parameters that the rule gives a gradient."""
+        return tuple(dict.fromkeys(p for v in self.views for p in v.paths))
+
+    def _feeding(self, group: int) -> list[RelationView]:
+        return [v for v in self.views if group in v.groups]
+
+    def _signals(self, record: Any) -> dict[int, tuple[Any, Any]]:
+        bypass = record.get('bypass')
+        return {i: _with_bypass(s, None if bypass is None else bypass[i])
+                for i, s in enumerate(record['signal'])}
+
+    def inner(self, carry: Carry) -> Any:
+        """What the rule folds step by step while the window is simulated."""
+        return ()
+
+    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        """One step's record: fold some of it into ``inner``, keep the rest."""
+        return inner, record
+
+    def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
+        return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)
