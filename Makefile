@@ -17,7 +17,7 @@ VERSION = $(eval VERSION := $$(shell $(INTERPRETER) -c \
 	'import sys; print("%d.%d" % sys.version_info[:2])'))$(VERSION)
 VENV = .venv-$(VERSION)
 BIN = $(VENV)/bin
-PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 8
+PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
 
 .PHONY: help demo test test-all lint bench build clean venv
 

@@ -50,8 +50,9 @@ class Settings:
         ``False``: each call starts from a zero trace and no trace is ever allocated.
     precision : {'highest', 'high', 'default'}
         Of the product that forms the weight gradient.
-    backend : {'auto', 'jax'}
-        Where the window operations run.
+    backend : {'auto', 'jax', 'triton'}
+        What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
+        fails; a backend that is named works or raises.
     """
 
     window: int | None = None
@@ -110,7 +111,7 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'memory_budget': ("a positive number of bytes, or a text like '256MiB'", '1GiB', _bytes),
     'carry_trace': ('True or False', False, _flag),
     'precision': _one_of('highest', 'high', 'default'),
-    'backend': _one_of('auto', 'jax'),
+    'backend': _one_of('auto', 'jax', 'triton'),
 }
 
 
