@@ -73,7 +73,7 @@ class RelationView:
         x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
         return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision)
 
-    def filtered_operands(self, weight_vals: Any) -> dict[str, bool]:
+    def operands_reading_input(self, weight_vals: Any) -> dict[str, bool]:
         """Which operands' gradients read the input (see :func:`input_dependent`)."""
         weights = upstream.weights_of(self.relation, weight_vals)
         if not self.has_input:

@@ -8,7 +8,7 @@ record of a window into weight gradients. ``adjoint-form`` in the design notes h
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -245,26 +245,39 @@ class FactorisedRule(_Rule):
     def bypass(self) -> bool:
         return upstream.has_bypass(self.learner)
 
+    @cached_property
+    def _filtered_while_simulating(self) -> tuple[Any, ...]:
+        """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
+
+        The others (an embedding's indices) would be recorded as something larger (one-hot):
+        for them the filter moves to the output side (:func:`output_filter`).
+        """
+        return tuple(dict.fromkeys(
+            v.x_key for v in self.views
+            if v.has_input and upstream.x_representation(v.relation) is None))
+
     def inner(self, carry: Carry) -> Any:
-        """The output-side factor is folded while the window is simulated: it needs no storage."""
-        return carry['f']
+        """Both factors are folded while the window is simulated."""
+        return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
 
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
-        r""":math:`g_t` and :math:`(g_t \cdot L_t) / c_t` of one step; keeps the latter."""
+        r""":math:`(g_t \cdot L_t) / c_t` and the input of one step, filtered where it can be."""
         correction = self._correction(index)
         new, instant = {}, {}
         for view in self.views:
             for g in view.groups:
                 key = view.factor_key(g)
                 new[key], instant[key] = es_trace_step(
-                    record['signal'][g], record['D'][g], record['f'][key], inner[key],
+                    record['signal'][g], record['D'][g], record['f'][key], inner['f'][key],
                     correction, self.learner.decay_f)
-        kept = {'x': record['x'], 'instant': instant}
+        low_pass = {k: (self.learner.decay_x * a + record['x'][k]).astype(a.dtype)
+                    for k, a in inner['x'].items()}
+        kept = {'x': {**record['x'], **low_pass}, 'instant': instant}
         if self.bypass:
             kept['bypass'] = record['bypass']
             kept['factor'] = {k: tuple(a / correction.astype(a.dtype) for a in v)
                               for k, v in new.items()}
-        return new, kept
+        return {'f': new, 'x': low_pass}, kept
 
     def initial(self) -> Carry:
         """Both factors, as they enter."""
@@ -303,66 +316,46 @@ class FactorisedRule(_Rule):
 
     def _solve(self, view: RelationView, carry: Carry, record: Any, weight_vals: Any,
                instant: Any, before: Any) -> dict[str, Any]:
-        """The filter of the input acts on the gradients that read the input, on no other."""
-        decay, x = self.learner.decay_x, record['x'].get(view.x_key)
-        filtered = view.filtered_operands(weight_vals)
-        named = {}
-        if not all(filtered.values()):
-            plain = view.gradient(weight_vals, x, instant, self.precision)
-            named.update({k: v for k, v in plain.items() if not filtered[k]})
-        if any(filtered.values()):
-            r = output_filter(instant, decay)
+        x = record['x'].get(view.x_key)
+        named = view.gradient(weight_vals, x, instant, self.precision)
+        entering = dict.fromkeys(named, before)
+        if view.has_input and view.x_key not in self._filtered_while_simulating:
+            # the filter acts on the gradients that read the input, on no other
+            decay, r = self.learner.decay_x, output_filter(instant, self.learner.decay_x)
             through = view.gradient(weight_vals, x, r, self.precision)
-            named.update({k: v for k, v in through.items() if filtered[k]})
-        entering = decay * r[0] if any(filtered.values()) else None
-        if before is not None:
-            entering = before if entering is None else entering + before
-        if entering is not None:
-            self._add_entering(view, carry, weight_vals, entering, before, filtered, named)
+            late = decay * r[0] if before is None else decay * r[0] + before
+            for key, reads in view.operands_reading_input(weight_vals).items():
+                if reads:
+                    named[key], entering[key] = through[key], late
+        for ct in {id(v): v for v in entering.values() if v is not None}.values():
+            more = self._with_entering_input(view, carry['x'].get(view.x_key), ct, weight_vals)
+            named.update({k: named[k] + more[k] for k in named if entering[k] is ct})
         return named
 
-    def _add_entering(self, view: RelationView, carry: Carry, weight_vals: Any, entering: Any,
-                      before: Any, filtered: Any, named: dict[str, Any]) -> None:
-        a0 = carry['x'].get(view.x_key)
-
+    def _with_entering_input(self, view: RelationView, a0: Any, cotangent: Any,
+                             weight_vals: Any) -> dict[str, Any]:
+        """What the filtered input that entered the window contributes."""
         def solve(a: Any, ct: Any) -> Any:
             return upstream.solve_factorised(
                 view.relation, a, ct.reshape(view.y_shape) if a is not None else ct, weight_vals)
 
-        def total(ct: Any) -> Any:
-            out = self._over_lanes(solve, a0, ct, axes=(None if a0 is None else 0, 0))
-            return jax.tree.map(lambda v: v.sum(0), out) if self.lanes else out
-
-        more = total(entering)
-        plain = total(before) if before is not None else {}
-        for key, is_filtered in filtered.items():
-            if is_filtered:
-                named[key] = named[key] + more[key]
-            elif key in plain:
-                named[key] = named[key] + plain[key]
+        out = self._over_lanes(solve, a0, cotangent, axes=(None if a0 is None else 0, 0))
+        return jax.tree.map(lambda v: v.sum(0), out) if self.lanes else out
 
     def leave(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
               filtering: bool = True) -> Carry:
         """Both factors after the window."""
-        inputs = {}
+        inputs = dict(inner['x'])
         for view in self.views:
-            if not view.has_input or view.x_key in inputs:
-                continue
-            repr_of = upstream.x_representation(view.relation)
-            inputs[view.x_key] = self._low_pass(
-                carry['x'][view.x_key], record['x'][view.x_key], repr_of)
-        return {'x': inputs, 'f': inner}
+            if view.has_input and view.x_key not in inputs:
+                inputs[view.x_key] = self._low_pass(
+                    carry['x'][view.x_key], record['x'][view.x_key],
+                    upstream.x_representation(view.relation))
+        return {'x': inputs, 'f': inner['f']}
 
     def _low_pass(self, a: Any, xs: Any, repr_of: Any) -> Any:
-        decay = self.learner.decay_x
-        if repr_of is None:
-            powers = decay ** jnp.arange(xs.shape[0] - 1, -1, -1, dtype=a.dtype)
-            with jax.default_matmul_precision('highest'):
-                recent = jnp.tensordot(powers, xs.astype(a.dtype), 1)
-            return (decay ** xs.shape[0] * a + recent).astype(a.dtype)
-
         def step(a_: Any, x: Any) -> Any:
-            return (decay * a_ + self._over_lanes(repr_of, x)).astype(a.dtype), None
+            return (self.learner.decay_x * a_ + self._over_lanes(repr_of, x)).astype(a.dtype), None
         return jax.lax.scan(step, a, xs)[0]
 
     def _correction(self, index: Any) -> Any:

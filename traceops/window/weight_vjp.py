@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,18 +47,35 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         def everything(w: dict[str, Any]) -> Any:
             return jnp.broadcast_to(op(None, w), cotangent.shape)
     else:
-        lead = x.ndim - x_rank
-        cotangent = cotangent.reshape((*x.shape[:lead], *y_shape))
+        by_rows = _maps_rows(op, weights, x, x_rank, y_shape)
+        inner, y_inner = (x.shape[-1:], y_shape[-1:]) if by_rows else (
+            x.shape[x.ndim - x_rank:], y_shape)
+        x = x.reshape(-1, *inner)
+        cotangent = cotangent.reshape(-1, *y_inner)
 
         def everything(w: dict[str, Any]) -> Any:
-            step: Callable[[Any], Any] = lambda one: op(one, w)  # noqa: E731
-            for _ in range(lead):
-                step = jax.vmap(step)
-            return step(x)
+            return op(x, w) if by_rows else jax.vmap(lambda one: op(one, w))(x)
 
     with jax.default_matmul_precision(precision):
         out, vjp = jax.vjp(everything, weights)
         return vjp(cotangent.astype(out.dtype))[0]
+
+
+def _maps_rows(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
+               y_shape: Sequence[int]) -> bool:
+    """Whether the op maps rows to rows, whatever their number: matrix in, matrix out.
+
+    Then steps and samples become one axis, and the gradient a plain matrix product (contracting
+    over two axes costs a CPU a transposed copy: measured 20 to 40 %).
+    """
+    if x_rank != 2 or len(y_shape) != 2 or x.shape[-2] != y_shape[0]:
+        return False
+    rows = math.prod(x.shape[:-1])
+    try:
+        out = jax.eval_shape(op, jax.ShapeDtypeStruct((rows, x.shape[-1]), x.dtype), weights)
+    except (TypeError, ValueError):     # an op made for this number of rows
+        return False
+    return tuple(out.shape) == (rows, y_shape[1])
 
 
 def input_dependent(op: Operation, weights: dict[str, Any], x: Any,
