@@ -1,40 +1,36 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A row: gradients checked first, then everybody timed, interleaved."""
+"""Contestants, their check against upstream, and interleaved timing."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import random
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
 import brainstate
+import braintools
+import braintrace
 import jax
+import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 from tqdm import tqdm
 
-from traceops.benchmarks import contestants
+import traceops
 from traceops.benchmarks.cases import Case
+from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'check', 'run']
+__all__ = ['Row', 'check', 'contestants', 'run']
 
-#: Largest relative difference of a gradient leaf from upstream's, and of a loss.
 TOLERANCE = 1e-5
-#: Spikes of a neuron in a sequence below which a net counts as silent.
-FEWEST_SPIKES = 0.05
 
 
 @dataclasses.dataclass
 class Row:
-    """What was measured of a case; where ``error`` is set, no speed was.
-
-    ``memory`` is that of the compiled call (arguments, results, temporaries), ``peak_rss`` that
-    of the process, both in bytes.
-    """
+    """What was measured of a case; ``error`` refuses the speed."""
 
     case: Case
     difference: float | None = None
@@ -43,8 +39,6 @@ class Row:
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
-    engines: dict[str, str] = dataclasses.field(default_factory=dict)
-    upstream_bytes: int | None = None
     peak_rss: int = 0
 
     def median(self, who: str) -> float | None:
@@ -56,174 +50,129 @@ class Row:
         return a / b if a is not None and b is not None else None
 
 
-def run(case: Case, repeats: int = 5, progress: bool = True, compiles: int = 1,
-        patience: float = 3.) -> Row:
-    """Check a case, then time it.
+def data(case: Case) -> tuple[Any, Any]:
+    """Inputs strong enough that spiking nets spike, and labels."""
+    rng = np.random.RandomState(0)
+    x = rng.binomial(1, 0.2, (case.steps, case.batch, case.n_in)).astype(np.float32)
+    y = rng.randint(0, case.n_out, case.batch)
+    return jnp.asarray(x * (20. if case.spiking else 1.)), jnp.asarray(y)
 
-    Parameters
-    ----------
-    case : Case
-        The row.
-    repeats : int
-        Timed calls of each contestant, at least; one that is done sooner gets more of them.
-    progress : bool
-        Show a progress bar.
-    compiles : int
-        Times that each call is compiled; the shortest counts.
-    patience : float
-        Seconds of timed calls of each contestant, about.
 
-    Returns
-    -------
-    Row
-        With ``error`` set, and no times, when a check failed.
+def _loss(out: Any, y: Any) -> Any:
+    return braintools.metric.softmax_cross_entropy_with_integer_labels(out, y).mean()
+
+
+def contestants(case: Case) -> dict[str, Callable[..., Any]]:
+    """``{name: (inputs, labels) -> (gradients or None, loss)}``.
+
+    Each has a net of its own, made from the same seed and compiled beforehand; its states
+    (and its trace, where one is carried) go on from call to call, as in a training loop.
     """
-    brainstate.environ.set(dt=1. * u.ms)
-    row = Row(case)
-    data = contestants.data(case)
-    try:
-        _check_spikes(row)
-        if case.check_batch is not None:
-            _check_small(row)
-        entered, calls = _compiled(row, compiles)
-        short = _check_results(row, entered, calls, data)
-    except ValueError as err:
-        row.error = str(err)
-    else:
-        row.seconds = _interleaved(calls, data, short, repeats, patience,
-                                   case.name if progress else None)
-    row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if not case.upstream_fits:
-        row.upstream_bytes = contestants.upstream_bytes(case)
-    return row
+    x, y = data(case)
+
+    def net() -> Any:
+        brainstate.random.seed(0)
+        return make(case.net, case.n_in, case.n, case.n_out)
+
+    def online(compiler: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        model = net()
+        with traceops.configured(**settings):
+            learner = compiler(model, case.rule, x[0], batch_size=case.batch, vmap=case.vmap,
+                               **case.options)
+        weights = model.states(brainstate.ParamState)
+        return lambda x, y: learner.etrace_grad(
+            x, step_fn=lambda i: _loss(learner(i), y), weights=weights, return_value=True,
+            loss_output='scalar')
+
+    def simulation() -> tuple[Any, Callable[..., Any]]:
+        model = net()
+        brainstate.nn.init_all_states(model, batch_size=case.batch)
+        return model, lambda x, y: brainstate.transform.for_loop(
+            lambda i: _loss(model(i), y), x).mean()
+
+    def bptt() -> Callable[..., Any]:
+        model, simulate = simulation()
+        weights = model.states(brainstate.ParamState)
+        return lambda x, y: brainstate.transform.grad(
+            lambda: simulate(x, y), weights, return_value=True)()
+
+    simulate = simulation()[1]
+    fns = {'free': online(traceops.compile, carry_trace=False)} if case.rule == 'D_RTRL' else {}
+    if case.upstream_fits:
+        fns = {'upstream': online(braintrace.compile), 'traceops': online(traceops.compile),
+               **fns, 'bptt': bptt()}
+    return {**fns, 'forward': lambda x, y: (None, simulate(x, y))}
+
+
+def _spikes_per_neuron(case: Case, x: Any) -> float:
+    brainstate.random.seed(0)
+    model = make(case.net, case.n_in, case.n, case.n_out)
+
+    @brainstate.transform.jit
+    def count() -> Any:
+        brainstate.nn.init_all_states(model, batch_size=case.batch)
+
+        def one(i: Any) -> Any:
+            model(i)
+            return (model.neuron.V.value / u.mV > 1.).mean()
+        return brainstate.transform.for_loop(one, x).sum()
+    return float(count())
 
 
 def check(want: Any, got: Any) -> float:
-    """Largest relative difference, by norm, of a gradient leaf.
-
-    Raises
-    ------
-    ValueError
-        The trees differ, a leaf is not finite, one is zero where it should not be, or all are.
-    """
-    if jax.tree.structure(want) != jax.tree.structure(got):
-        raise ValueError('the gradients are not of the same structure')
-    worst = None
-    for (path, a), b in zip(jax.tree.leaves_with_path(want), jax.tree.leaves(got), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        size, name = float(np.linalg.norm(a)), jax.tree_util.keystr(path)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise ValueError(f'the gradient of {name} is not finite')
-        if size > 0.:
-            worst = max(worst or 0., float(np.linalg.norm(a - b)) / size)
-        elif b.any():                                   # upstream leaves this weight alone
-            raise ValueError(f'the gradient of {name} is not zero as it should be')
-    if worst is None:
-        raise ValueError('every gradient is zero: an agreement proves nothing')
-    return worst
+    """Largest relative difference of a gradient leaf; raises on an all-zero gradient."""
+    a, b = jax.tree.leaves(want), jax.tree.leaves(got)
+    norms = [float(jnp.linalg.norm(p)) for p in a]
+    if not any(norms):
+        raise ValueError('every gradient is zero: the comparison proves nothing')
+    return max(float(jnp.linalg.norm(p - q)) / n if n else float(jnp.abs(q).max())
+               for p, q, n in zip(a, b, norms, strict=True))
 
 
-def _check_spikes(row: Row) -> None:
-    if row.case.spiking:
-        row.spikes = contestants.spikes_per_neuron(row.case)
-        if not row.spikes >= FEWEST_SPIKES:
-            raise ValueError(f'the net does not spike ({row.spikes:.3f} a neuron)')
-
-
-def _check_learned(grads: Any, learned: set[str]) -> None:
-    """No weight that the rule learns has a zero gradient; upstream leaves some others alone."""
-    for path, grad in grads.items():
-        name = '.'.join(map(str, path))
-        if name in learned and not any(np.asarray(a).any() for a in jax.tree.leaves(grad)):
-            raise ValueError(f'the gradient of {name} is zero: an agreement proves nothing')
-
-
-def _check_small(row: Row) -> None:
-    """Of a case that upstream cannot run: the same net with a smaller batch."""
-    small = dataclasses.replace(row.case, batch=row.case.check_batch)
-    data = contestants.data(small)
-    results = {}
-    for who in ('upstream', 'free'):
-        call = brainstate.transform.jit(contestants.enter(small, who).call)
-        results[who] = call(*data)
-    _compare(row, results)
-
-
-def _compiled(row: Row, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contestants and their jitted calls; what compiling took, and the memory needed."""
-    data = contestants.data(row.case)
-    entered: dict[str, contestants.Contestant] = {}
-    calls: dict[str, Any] = {}
-    for _ in range(rounds):
-        for who in row.case.contestants:
-            entered.pop(who, None)
-            calls.pop(who, None)                  # two copies of a large trace might not fit
-            entered[who] = contestants.enter(row.case, who)
-            calls[who] = brainstate.transform.jit(entered[who].call)
-            start = time.perf_counter()
-            program = calls[who].lower(*data).compile()         # the call below finds it made
-            took = time.perf_counter() - start
-            row.compile_seconds[who] = min(took, row.compile_seconds.get(who, math.inf))
-            row.memory[who] = contestants.program_bytes(program)
-    row.engines = {who: made.engine for who, made in entered.items() if made.engine}
-    return entered, calls
-
-
-def _check_results(row: Row, entered: dict[str, Any], calls: dict[str, Any],
-                   data: Any) -> dict[str, float]:
-    """Two calls of everybody, the second from the trace that the first left; seconds of it.
-
-    The first of ``carry_trace=False`` is comparable only: later ones start from a zero trace.
-    """
-    results = {who: jax.block_until_ready(call(*data)) for who, call in calls.items()}
-    _compare(row, results)
-    for who, (grads, _) in results.items():
-        if grads is not None:
-            check(grads, grads)                                  # finite, and not all zero
-            _check_learned(grads, entered[who].learned)
+def run(case: Case, repeats: int, progress: bool = True) -> Row:
+    """Check the gradients, then time everybody interleaved."""
+    row = Row(case)
+    brainstate.environ.set(dt=1. * u.ms)
+    fns = contestants(case)
+    x, y = data(case)
+    jitted, results = {}, {}
+    for name, fn in fns.items():
+        jitted[name] = brainstate.transform.jit(fn)
+        start = time.perf_counter()
+        results[name] = jax.block_until_ready(jitted[name](x, y))
+        row.compile_seconds[name] = time.perf_counter() - start
+    if case.spiking:
+        row.spikes = _spikes_per_neuron(case, x)
+        if row.spikes < 0.05:
+            row.error = f'the net does not spike ({row.spikes:.3f} a neuron)'
+    try:
+        row.difference = max(check(results['upstream'][0], results[k][0])
+                             for k in ('traceops', 'free') if k in results) \
+            if case.upstream_fits else None
+    except ValueError as err:
+        row.error = str(err)
+    if row.difference is not None and not row.difference <= TOLERANCE:
+        row.error = f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
     del results
-    seconds, results = {}, {}
-    for who, call in calls.items():
+    if not row.error:
+        row.seconds = _interleaved(jitted, (x, y), repeats, case.name if progress else None)
+    row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return row
+
+
+def _interleaved(fns: dict[str, Any], args: Any, repeats: int,
+                 label: str | None) -> dict[str, list[float]]:
+    """Rounds of one call each, in turn; short calls get more rounds."""
+    times: dict[str, list[float]] = {name: [] for name in fns}
+
+    def once(name: str) -> float:
         start = time.perf_counter()
-        result = jax.block_until_ready(call(*data))
-        seconds[who] = time.perf_counter() - start
-        results[who] = result if who in ('upstream', 'traceops') else (None, result[1])
-        del result
-    _compare(row, results)
-    return seconds
+        jax.block_until_ready(fns[name](*args))
+        return time.perf_counter() - start
 
-
-def _compare(row: Row, results: dict[str, Any]) -> None:
-    """Every loss is that of the others, every online gradient is upstream's."""
-    losses = {who: float(loss) for who, (_, loss) in results.items()}
-    first = next(iter(losses.values()))
-    for who, loss in losses.items():
-        if not abs(loss - first) <= TOLERANCE * abs(first):
-            raise ValueError(f'the loss of {who} is {loss:.8g}, not {first:.8g}')
-    for who in ('traceops', 'free'):
-        if 'upstream' not in results or results.get(who, (None,))[0] is None:
-            continue
-        difference = check(results['upstream'][0], results[who][0])
-        row.difference = max(difference, row.difference or 0.)
-        if not difference <= TOLERANCE:
-            raise ValueError(f'gradients of {who} differ by {difference:.1e} '
-                             f'(limit {TOLERANCE:.0e})')
-
-
-def _interleaved(calls: dict[str, Any], data: Any, short: dict[str, float], repeats: int,
-                 patience: float, label: str | None) -> dict[str, list[float]]:
-    """Calls in an order that mixes everybody evenly over the whole measurement.
-
-    A contestant of n calls is called once in each n-th of the time, at random there, so that
-    slow and fast ones meet the same moments of the machine, and each other in any order.
-    """
-    rng = random.Random(0)
-    counts = {who: max(repeats, min(60, int(patience / max(s, 1e-9))))
-              for who, s in short.items()}
-    order = sorted(((i + rng.random()) / n, who) for who, n in counts.items() for i in range(n))
-    times: dict[str, list[float]] = {who: [] for who in calls}
-    for _, who in tqdm(order, desc=label or '', disable=label is None, leave=False):
-        start = time.perf_counter()
-        jax.block_until_ready(calls[who](*data))
-        times[who].append(time.perf_counter() - start)
+    first = {name: once(name) for name in fns}
+    rounds = max(repeats, int(min(60, 3. / max(sum(first.values()), 1e-9))))
+    for _ in tqdm(range(rounds), desc=label or '', disable=label is None, leave=False):
+        for name in fns:
+            times[name].append(once(name))
     return times

@@ -41,10 +41,6 @@ class Spiking(brainstate.nn.Module):
         self.readout = braintrace.nn.LeakyRateReadout(
             n, n_out, tau=20. * u.ms, w_init=braintools.init.KaimingNormal())
 
-    @property
-    def spiking_layers(self) -> tuple[Any, ...]:
-        return (self.neuron,)
-
     def update(self, spikes: Any) -> Any:
         self.neuron(self.linear(jnp.concatenate([spikes, self.neuron.get_spike()], axis=-1)))
         return self.readout(self.neuron.get_spike())
@@ -61,8 +57,9 @@ class TwoLayer(brainstate.nn.Module):
             n, n_out, tau=20. * u.ms, w_init=braintools.init.KaimingNormal())
 
     @property
-    def spiking_layers(self) -> tuple[Any, ...]:
-        return self.neuron1, self.neuron2
+    def neuron(self) -> Any:
+        """The layer whose spikes are counted."""
+        return self.neuron2
 
     def update(self, spikes: Any) -> Any:
         s1, s2 = self.neuron1.get_spike(), self.neuron2.get_spike()
@@ -79,10 +76,6 @@ class Gated(brainstate.nn.Module):
         super().__init__()
         kind = {'gru': braintrace.nn.GRUCell, 'lstm': braintrace.nn.LSTMCell}[cell]
         self.rnn, self.out = kind(n_in, n), braintrace.nn.Linear(n, n_out)
-
-    @property
-    def spiking_layers(self) -> tuple[Any, ...]:
-        return ()
 
     def update(self, x: Any) -> Any:
         return self.out(self.rnn(x))

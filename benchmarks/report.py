@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 from importlib import metadata
@@ -13,74 +12,54 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-import traceops
-from traceops.benchmarks.cases import COMPILE_BAR, LEARNING_BAR, Case
+from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import Row
 from traceops.text import render
 
-__all__ = ['LABELS', 'busy', 'failed', 'figures', 'line', 'machine', 'machine_text', 'markdown',
-           'summary', 'tables']
+__all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'summary', 'table']
 
-#: What the contestants are called in tables and plots.
-LABELS = {'upstream': 'upstream', 'traceops': 'traceops', 'free': 'traceops, no carry',
-          'bptt': 'BPTT', 'forward': 'forward only'}
-_OURS = ('traceops', 'free')
+LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
 
-
-# ------------------------------------------------------------------------------ machine
 
 def machine() -> dict[str, Any]:
     """The machine and the versions."""
-    cpu = platform.processor() or 'unknown CPU'
+    cpu = platform.processor() or 'unknown'
     if os.path.exists('/proc/cpuinfo'):
         with open('/proc/cpuinfo') as f:
-            names = [text.split(':', 1)[1].strip() for text in f if text.startswith('model name')]
+            names = [line.split(':', 1)[1].strip() for line in f if line.startswith('model name')]
         cpu = names[0] if names else cpu
-    versions = {p: metadata.version(p)
-                for p in ('jax', 'braintrace', 'brainstate', 'brainpy', 'braintools', 'saiunit')}
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'memory': _memory(), 'load': os.getloadavg()[0],
-            'python': platform.python_version(),
-            'versions': {'traceops': traceops.__version__, **versions}}
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    versions = {p: metadata.version(p) for p in ('jax', 'braintrace', 'brainstate', 'brainpy')}
+    return {'cpu': cpu, 'cores': os.cpu_count(), 'memory': memory,
+            'python': platform.python_version(), 'versions': versions}
 
 
-def _memory() -> int:
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-
-
-def machine_text(m: dict[str, Any]) -> str:
+def machine_text() -> str:
     """One line for the head of a report."""
+    m = machine()
     versions = ', '.join(f'{k} {v}' for k, v in m['versions'].items())
     return (f'{m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2 ** 30:.0f} GiB; '
             f'Python {m["python"]}, {versions}; float32')
 
 
-def busy(m: dict[str, Any]) -> str:
-    """A warning when others are at work on the machine, else nothing."""
-    if m['load'] < 0.5:
-        return ''
-    return (f'The machine is busy (load {m["load"]:.1f} on {m["cores"]} cores): '
-            f'these times are not to be quoted.')
-
-
-# ------------------------------------------------------------------------------ figures
-
 def figures(row: Row) -> dict[str, Any]:
-    """Everything measured of a row, JSON-ready; bytes and seconds."""
+    """Everything measured of a row, JSON-ready."""
     case = row.case
-    out = {
-        'name': case.name, 'case': dataclasses.asdict(case), 'error': row.error,
-        'difference': row.difference, 'spikes_per_neuron': row.spikes, 'engines': row.engines,
-        'seconds': {who: {f'p{q}': float(np.percentile(t, q)) for q in (20, 50, 80)}
-                    | {'calls': len(t)} for who, t in row.seconds.items()},
-        'compile_seconds': row.compile_seconds, 'memory': row.memory, 'peak_rss': row.peak_rss,
-        'upstream_bytes': row.upstream_bytes,
+    times = {k: {f'p{q}': float(np.percentile(v, q)) for q in (20, 50, 80)} | {'rounds': len(v)}
+             for k, v in row.seconds.items()}
+    learner = 'free' if 'free' in times else 'traceops'
+    return {
+        'name': case.name, 'error': row.error, 'difference': row.difference,
+        'spikes_per_neuron': row.spikes, 'seconds': times,
+        'compile_seconds': row.compile_seconds, 'peak_rss': row.peak_rss,
+        'trace_bytes': case.trace_bytes if case.rule == 'D_RTRL' else None,
+        'upstream_fits': case.upstream_fits, 'bar': case.bar, 'bar_free': case.bar_free,
         'ratio': row.ratio('upstream', 'traceops'), 'ratio_free': row.ratio('upstream', 'free'),
-        'learning': {who: row.ratio(who, 'forward') for who in _OURS if who in row.seconds},
-        'over_bptt': {who: row.ratio(who, 'bptt') for who in _OURS if who in row.seconds},
-        'compile_ratio': {who: row.compile_seconds[who] / row.compile_seconds['upstream']
-                          for who in _OURS if {who, 'upstream'} <= set(row.compile_seconds)},
+        'learning_over_forward': row.ratio(learner, 'forward'),
+        'over_bptt': row.ratio(learner, 'bptt'),
+        'compile_ratio': _over(row.compile_seconds.get('traceops'),
+                               row.compile_seconds.get('upstream')),
     }
-    return {**out, 'aims': [] if row.error else _aims(case, out)}
 
 
 def failed(case: Case, why: str) -> dict[str, Any]:
@@ -88,142 +67,80 @@ def failed(case: Case, why: str) -> dict[str, Any]:
     return figures(Row(case, error=why))
 
 
-def _aims(case: Case, f: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was aimed at and whether it was met."""
-    lean = 'free' if 'free' in f['learning'] else 'traceops'    # ES-D-RTRL carries vectors
-    aims = [('upstream / traceops', f['ratio'], case.bar, True),
-            ('upstream / no carry', f['ratio_free'], case.bar_free, True),
-            ('learning / forward', f['learning'].get(lean), LEARNING_BAR, False),
-            ('learning / BPTT', f['over_bptt'].get(lean), 1., False),
-            ('compile', max(f['compile_ratio'].values(), default=None), COMPILE_BAR, False),
-            ('peak GiB', f['peak_rss'] / 2 ** 30, _over(case.memory_bar, 2 ** 30), False)]
-    return [{'what': what, 'value': value, 'bar': bar, 'at_least': at_least,
-             'met': value >= bar if at_least else value <= bar}
-            for what, value, bar, at_least in aims if value is not None and bar is not None]
+def _over(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b is not None else None
 
 
-def _over(a: float | None, b: float) -> float | None:
-    return None if a is None else a / b
+def _ratio(value: float | None, bar: float | None) -> str:
+    if value is None:
+        return '-'
+    return f'{value:.2g}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
+                              f'{bar:g})')
 
 
-# ------------------------------------------------------------------------------ text
+def _ms(figures: dict[str, Any], who: str) -> str:
+    t = figures['seconds'].get(who)
+    return '-' if t is None else f'{t["p50"] * 1e3:.1f}'
+
 
 def line(f: dict[str, Any]) -> str:
     """A row in a line, as soon as it is known."""
     if f['error']:
         return f'{f["name"]}: REFUSED, {f["error"]}'
-    check = [] if f['difference'] is None else [f'gradients differ by {f["difference"]:.1e}']
-    if f['spikes_per_neuron'] is not None:
-        check.append(f'{f["spikes_per_neuron"]:.1f} spikes a neuron')
-    times = [f'{LABELS[who]} {t["p50"] * 1e3:.3g} ms' for who, t in f['seconds'].items()]
-    return f'{f["name"]}: {"; ".join([*check, ", ".join(times)])}'
+    spread = ', '.join(f'{who} {t["p20"] * 1e3:.1f}/{t["p50"] * 1e3:.1f}/{t["p80"] * 1e3:.1f} ms'
+                       for who, t in f['seconds'].items())
+    check = '' if f['difference'] is None else f'gradients differ by {f["difference"]:.1e}; '
+    spikes = '' if f['spikes_per_neuron'] is None else f'{f["spikes_per_neuron"]:.1f} spikes; '
+    return f'{f["name"]}: {check}{spikes}p20/p50/p80 {spread}'
 
 
-def tables(rows: list[dict[str, Any]]) -> str:
-    """The tables of a run: times, and ratios against what was aimed at."""
-    times = Table(title='ms a gradient: p50 (p20 to p80)', title_justify='left')
-    for name in ('case', *LABELS.values()):
-        times.add_column(name, justify='left' if name == 'case' else 'right')
-    for f in rows:
-        times.add_row(f['name'], *(_spread(f, who) for who in LABELS))
-    ratios = Table(title='ratios of the medians (aim)', title_justify='left')
+_HEAD = ('case', 'upstream ms', 'traceops ms', 'no carry ms', 'BPTT ms', 'forward ms',
+         'upstream / traceops', 'no carry', 'learning / forward', 'compile', 'peak GiB')
+
+
+def _cells(f: dict[str, Any]) -> list[str]:
+    if f['error']:
+        return [f['name'], f'REFUSED: {f["error"]}', *[''] * (len(_HEAD) - 2)]
+    upstream = _ms(f, 'upstream') if f['upstream_fits'] else \
+        f'trace alone {f["trace_bytes"] / 1e9:.1f} GB a copy'
+    slower = '' if f['over_bptt'] is None or f['over_bptt'] <= 1 else ' (slower than BPTT)'
+    lf = f['learning_over_forward']
+    return [f['name'], upstream, _ms(f, 'traceops'), _ms(f, 'free'), _ms(f, 'bptt'),
+            _ms(f, 'forward'), _ratio(f['ratio'], f['bar']),
+            _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
+            f'{f["compile_ratio"]:.2f}' if f['compile_ratio'] else '-',
+            f'{f["peak_rss"] / 2 ** 30:.1f}']
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of a run."""
+    out = Table()
     for name in _HEAD:
-        ratios.add_column(name, overflow='fold')
+        out.add_column(name, overflow='fold')
     for f in rows:
-        ratios.add_row(f['name'], *([f'REFUSED: {f["error"]}'] if f['error'] else _ratios(f)))
-    return render(times) + '\n' + render(ratios)
+        out.add_row(*_cells(f))
+    return render(out, width=200)
 
 
-_HEAD = ('case', 'upstream / traceops', 'upstream / no carry', 'learning / forward',
-         'learning / BPTT', 'compile', 'memory MB', 'difference', 'spikes')
-
-
-def _spread(f: dict[str, Any], who: str) -> str:
-    t = f['seconds'].get(who)
-    if t is None:
-        return _too_large(f) if who == 'upstream' else '-'
-    p20, p50, p80 = (f'{t[p] * 1e3:.3g}' if t[p] < 1 else f'{t[p] * 1e3:.0f}'
-                     for p in ('p20', 'p50', 'p80'))
-    return f'{p50} ({p20} to {p80})'
-
-
-def _too_large(f: dict[str, Any]) -> str:
-    need = f['upstream_bytes']
-    if need is None:
-        return '-'
-    verdict = 'does not fit' if need > _memory() else 'was not run'
-    return f'needs {need / 1e9:.1f} GB: {verdict}'
-
-
-def _ratios(f: dict[str, Any]) -> list[str]:
-    aim = {a['what']: a for a in f['aims']}
-
-    def cell(what: str, value: float | None, form: str) -> str:
-        if value is None:
-            return '-'
-        a = aim.get(what)
-        text = format(value, form)
-        return text if a is None else f'{text} ({"" if a["met"] else "MISSED "}{a["bar"]:g})'
-
-    def both(what: str, values: dict[str, float]) -> str:
-        a = aim.get(what)
-        missed = f' (MISSED {a["bar"]:g})' if a is not None and not a['met'] else ''
-        return ', '.join(f'{v:.2f}' for v in values.values()) + missed or '-'
-    memory = [f'{f["memory"][who] / 1e6:.0f}' for who in ('upstream', *_OURS) if who in f['memory']]
-    return [cell('upstream / traceops', f['ratio'], '.3g'),
-            cell('upstream / no carry', f['ratio_free'], '.3g'),
-            both('learning / forward', f['learning']), both('learning / BPTT', f['over_bptt']),
-            both('compile', f['compile_ratio']), ', '.join(memory),
-            '-' if f['difference'] is None else f'{f["difference"]:.1e}',
-            '-' if f['spikes_per_neuron'] is None else f'{f["spikes_per_neuron"]:.1f}']
-
-
-def markdown(rows: list[dict[str, Any]], m: dict[str, Any]) -> str:
-    """The table for a README."""
-    head = ('case', 'upstream ms', 'traceops ms', 'no carry ms', 'BPTT ms', 'forward ms',
-            'upstream / traceops', 'no carry', 'learning / forward', 'compile')
-    lines = [f'{machine_text(m)}.', '', '| ' + ' | '.join(head) + ' |',
-             '|---' + '|---:' * (len(head) - 1) + '|']
-    for f in rows:
-        if f['error']:
-            cells = [f'refused: {f["error"]}', *[''] * (len(head) - 2)]
-        else:
-            lean = 'free' if 'free' in f['learning'] else 'traceops'
-            slower = ' (slower than BPTT)' if f['over_bptt'][lean] > 1 else ''
-            cells = [_median(f, who) for who in LABELS]
-            cells += [_times(f['ratio']), _times(f['ratio_free']),
-                      f'{f["learning"][lean]:.2f}{slower}',
-                      f'{max(f["compile_ratio"].values()):.2f}' if f['compile_ratio'] else '-']
-        case = Case(**f['case'])
-        lines.append('| ' + ' | '.join([f'{f["name"]} ({case.text})', *cells]) + ' |')
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The same table for a README."""
+    lines = [machine_text() + '.', '', '| ' + ' | '.join(_HEAD) + ' |', '|---' * len(_HEAD) + '|']
+    lines += ['| ' + ' | '.join(_cells(f)) + ' |' for f in rows]
     return '\n'.join(lines) + '\n'
 
 
-def _median(f: dict[str, Any], who: str) -> str:
-    t = f['seconds'].get(who)
-    if t is None:
-        return _too_large(f) if who == 'upstream' else '-'
-    return f'{t["p50"] * 1e3:.1f}' if t['p50'] < 0.1 else f'{t["p50"] * 1e3:.0f}'
-
-
-def _times(value: float | None) -> str:
-    return '-' if value is None else f'{value:.1f}x' if value < 10 else f'{value:.0f}x'
-
-
 def summary(rows: list[dict[str, Any]]) -> str:
-    """Which of the aims were met, and everything that was lost."""
-    aims = [(f['name'], a) for f in rows for a in f['aims']]
-    missed = [f'{name}: {a["what"]} {a["value"]:.3g}, aimed at '
-              f'{">=" if a["at_least"] else "<="} {a["bar"]:g}' for name, a in aims if not a['met']]
-    lines = [f'{len(aims) - len(missed)} of {len(aims)} aims met']
-    lines += [f'  missed   {text}' for text in missed]
-    lines += [f'  refused  {f["name"]}: {f["error"]}' for f in rows if f['error']]
-    lines += [f'  slower   {f["name"]}: traceops takes {1 / f["ratio"]:.2f} of upstream\'s time'
-              for f in rows if f['ratio'] is not None and f['ratio'] < 1]
-    lines += [f'  note     {f["name"]}: with the trace carried slower than BPTT '
-              f'({f["over_bptt"]["traceops"]:.2f} of its time)'
-              for f in rows if 'free' in f['over_bptt'] and f['over_bptt'].get('traceops', 0) > 1]
-    lines += [f'  note     {f["name"]}: {LABELS[who]} ran as {engine}'
-              for f in rows for who, engine in f['engines'].items()
-              if who in _OURS and engine != 'window']
-    return '\n'.join(lines)
+    """Which of the aims were met."""
+    missed = []
+    for f in rows:
+        for key, bar in (('ratio', f['bar']), ('ratio_free', f['bar_free'])):
+            if bar is not None and f[key] is not None and f[key] < bar:
+                missed.append(f'{f["name"]}: {key} {f[key]:.2f} < {bar:g}')
+        if (f['learning_over_forward'] or 0) > LEARNING_BAR:
+            missed.append(f'{f["name"]}: learning / forward '
+                          f'{f["learning_over_forward"]:.2f} > {LEARNING_BAR}')
+        if (f['compile_ratio'] or 0) > COMPILE_BAR:
+            missed.append(f'{f["name"]}: compile {f["compile_ratio"]:.2f} > {COMPILE_BAR}')
+        if f['error']:
+            missed.append(f'{f["name"]}: {f["error"]}')
+    return 'every aim met' if not missed else 'missed:\n' + '\n'.join(f'  {m}' for m in missed)
