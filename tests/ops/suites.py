@@ -83,7 +83,7 @@ class Suite:
 
     def test_nested_vmap(self):
         many = [jnp.stack([jnp.stack([a, -a]), jnp.stack([0.5 * a, 2 * a]),
-                           jnp.stack([a + 1, a - 1])]) for a in self.operands()]
+                           jnp.stack([1.5 * a, 3 * a])]) for a in self.operands()]
         got = jax.vmap(jax.vmap(self.run))(*many)
         one = [[self.run(*[a[i, j] for a in many]) for j in range(2)] for i in range(3)]
         rows = [jax.tree.map(lambda *a: jnp.stack(a), *row) for row in one]

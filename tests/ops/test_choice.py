@@ -35,15 +35,16 @@ def request_of(fn, operands):
 
 def test_call_then_block_then_settings(operands):
     assert request_of(call, operands) == 'auto'
-    with traceops.configured(backend='jax'):
-        assert request_of(call, operands) == 'jax'
-        with ops.using('triton'):
-            assert request_of(call, operands) == 'triton'
-            assert request_of(lambda *a: call(*a, backend='auto'), operands) == 'auto'
+    traceops.configure(backend='jax')
+    assert request_of(call, operands) == 'jax'
+    with traceops.configured(backend='triton'):
+        assert request_of(call, operands) == 'triton'
+        assert request_of(lambda *a: call(*a, backend='auto'), operands) == 'auto'
+    assert request_of(call, operands) == 'jax'
 
 
 def test_the_choice_is_in_the_key_of_the_cache(operands):
-    """A compiled function is made again when the block names another backend."""
+    """A compiled function is made again when the settings name another backend."""
     seen = []
 
     @jax.jit
@@ -51,10 +52,14 @@ def test_the_choice_is_in_the_key_of_the_cache(operands):
         seen.append(choice.requested())
         return call(*a)
     function(*operands)
-    with ops.using('jax'):
+    with traceops.configured(backend='jax'):
         function(*operands)
     function(*operands)
     assert seen == ['auto', 'jax']
+    traceops.configure(backend='jax')
+    function(*operands)
+    function(*operands)
+    assert seen == ['auto', 'jax', 'jax']
 
 
 def test_a_named_backend_works_or_raises(operands):

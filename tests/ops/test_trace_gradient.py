@@ -47,7 +47,7 @@ def test_stated_errors(precision, capsys):
 @pytest.mark.parametrize('precision', ops.PRECISIONS)
 def test_a_sum_over_lanes_is_part_of_the_product(precision):
     """XLA folds it into the contraction: no [lanes, I, O] array."""
-    V, T, I, O = 16, 20, 64, 96  # noqa: E741
+    V, T, I, O = 16, 2, 64, 96  # noqa: E741
     x, delta = spikes(0, V, T, 1, I), draw(1, V, T, 1, O)
 
     def gradient(x, delta):

@@ -8,13 +8,12 @@ replaces by the reference, and can say why.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from traceops.errors import TraceopsError
 from traceops.ops import verify
 
 __all__ = ['BACKENDS', 'BackendError', 'BackendWarning', 'Decision', 'Place', 'cuda_place',
-           'current_place', 'decide', 'devices_needed', 'failed', 'place', 'requested', 'runner', 'using']
+           'current_place', 'decide', 'devices_needed', 'failed', 'place', 'requested', 'runner']
 
 BACKENDS = ('auto', 'jax', 'triton')
 
@@ -72,22 +71,6 @@ class Place:
     present: bool = True
 
 
-#: In the key of jit's caches, so that no program outlives the choice it was made with.
-_named = jax.make_user_context(None)
-
-
-@contextlib.contextmanager
-def using(backend: str) -> Iterator[None]:
-    """Name the backend of every operation called in this block.
-
-    Parameters
-    ----------
-    backend : {'auto', 'jax', 'triton'}
-    """
-    with _named(_known(backend)):
-        yield
-
-
 def _known(backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} is not known; there are '
@@ -96,10 +79,8 @@ def _known(backend: str) -> str:
 
 
 def requested(backend: str | None = None) -> str:
-    """The backend asked for: by the call, by :func:`using`, by the settings."""
-    if backend is not None:
-        return _known(backend)
-    return _named.value or config.settings().backend
+    """The backend asked for: by the call, else by the settings."""
+    return config.settings().backend if backend is None else _known(backend)
 
 
 def place(ctx: Any, platform: str | None) -> Place:
