@@ -70,7 +70,8 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
     total: Any = jnp.zeros((size, *old.shape[2:4]), signal.dtype)
     if gradient != 'none':
         e = (old if gradient == 'entering' else new).astype(signal.dtype)
-        total = (signal[:, :, None] * e).sum((1, -1))
+        # state by state: a reduction over states would be a kernel of its own
+        total = sum(signal[:, :, None, :, s] * e[..., s] for s in range(e.shape[-1])).sum(1)
     return [new, total], [new_dim, 0]
 
 

@@ -42,8 +42,9 @@ def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., 
 
 
 def _factors(axes: Any, names: Any) -> tuple[str, ...]:
-    used = {n for operand in (*axes.operands, *axes.results) for n in operand}
-    return tuple(sorted(set(names) & used))
+    """Those names that are used, in the order of their first use: Shardy wants it."""
+    used = dict.fromkeys(n for operand in (*axes.operands, *axes.results) for n in operand)
+    return tuple(n for n in used if n in names)
 
 
 def _rule(axes: Any) -> str:
