@@ -27,6 +27,9 @@ _lock = threading.Lock()
 #: Elements around every buffer that a kernel must leave alone.
 MARGIN = 1024
 
+#: What the margins of an output hold; large, exact in every dtype.
+_AROUND = 49152.
+
 
 class Buffer:
     """All that the interpreter asks of a tensor, over a NumPy array."""
@@ -65,42 +68,45 @@ class Buffer:
         return self
 
 
-def _guarded(shape: tuple[int, ...], dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-    """An array inside a larger one, all of it NaN, and the larger one."""
+def _guarded(shape: tuple[int, ...], dtype: Any, around: float) -> tuple[np.ndarray, np.ndarray]:
+    """An array of NaN between two margins, and the larger array that holds all three."""
     size = int(np.prod(shape))
-    whole = np.full(size + 2 * MARGIN, np.nan, dtype)
-    return whole[MARGIN:MARGIN + size].reshape(shape), whole
+    whole = np.full(size + 2 * MARGIN, around, dtype)
+    inner = whole[MARGIN:MARGIN + size].reshape(shape)
+    inner[...] = np.nan
+    return inner, whole
 
 
 def launch(call: KernelCall, operands: list[np.ndarray]) -> list[np.ndarray]:
-    """Run a kernel; raise where it writes outside of its outputs."""
+    """Run a kernel; raise where it writes outside of its outputs.
+
+    Outputs are NaN before, and so is what lies around an operand that is only read: a result
+    that was not written, or that depends on what lies outside, is NaN.
+    """
     if os.environ.get('TRITON_INTERPRET') != '1':
         raise RuntimeError('the interpreter needs TRITON_INTERPRET=1 in the environment before '
                            'triton is first imported')
-    wholes, args = [], []
-    for operand in operands:
-        inner, whole = _guarded(operand.shape, operand.dtype)
+    arguments, written = [], {}
+    for position, operand in enumerate(operands):
+        changes = position in call.aliases
+        inner, whole = _guarded(operand.shape, operand.dtype, _AROUND if changes else np.nan)
         inner[...] = operand
-        args.append(inner)
-        wholes.append((whole, inner.size))
-    aliased = {out: args[operand] for operand, out in call.aliases.items()}
-    outputs, fresh = [], []
+        arguments.append(inner)
+        if changes:
+            written[call.aliases[position]] = inner, whole
+    fresh = []
     for position, (shape, dtype) in enumerate(call.outputs):
-        if position in aliased:
-            outputs.append(aliased[position])
-            continue
-        inner, whole = _guarded(shape, dtype)
-        outputs.append(inner)
-        fresh.append(inner)
-        wholes.append((whole, inner.size))
+        if position not in written:
+            written[position] = _guarded(shape, dtype, _AROUND)
+            fresh.append(written[position][0])
     with _lock:
-        kernel_function(call.kernel)[call.grid](*map(Buffer, args), *call.scalars,
+        kernel_function(call.kernel)[call.grid](*map(Buffer, arguments), *call.scalars,
                                          *map(Buffer, fresh), **call.constants)
-    for whole, size in wholes:
-        margins = np.concatenate([whole[:MARGIN], whole[MARGIN + size:]])
-        if not np.isnan(margins.astype(np.float32)).all():
+    for inner, whole in written.values():
+        around = np.concatenate([whole[:MARGIN], whole[MARGIN + inner.size:]])
+        if not (around == np.asarray(_AROUND, whole.dtype)).all():
             raise RuntimeError(f'{call.kernel} wrote outside of its outputs')
-    return outputs
+    return [written[position][0] for position in range(len(call.outputs))]
 
 
 def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., Any]:
