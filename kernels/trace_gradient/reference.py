@@ -25,8 +25,7 @@ def split_bf16(values: Any, terms: int) -> tuple[Any, ...]:
     return tuple(a.astype(jnp.bfloat16) for a in out)
 
 
-def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highest',
-                   tensor_cores: bool = False) -> Any:
+def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highest') -> Any:
     r""":math:`dW = dW_0 + \sum_t \sum_b x \otimes \delta`, one matrix product.
 
     Parameters
@@ -39,18 +38,24 @@ def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highes
         :math:`dW_0`.
     precision : {'highest', 'bf16x3', 'bf16x2', 'tf32'}
         ``bf16xN``: x in bfloat16 (exact for spikes), delta as the sum of N bfloat16 terms.
-    tensor_cores : bool
-        Whether the hardware rounds to TF32 itself; otherwise the rounding is done here.
+        ``tf32``: both rounded to 10 bits, by the tensor cores where there are some.
     """
     if precision in ('bf16x3', 'bf16x2') and inputs.dtype == jnp.float32:
         x = inputs.astype(jnp.bfloat16)
         terms = [_product(x, d, None) for d in split_bf16(delta, int(precision[-1]))]
         return total + sum(terms[::-1])
     if precision == 'tf32' and inputs.dtype == jnp.float32:
-        if tensor_cores:
-            return total + _product(inputs, delta, lax.DotAlgorithmPreset.TF32_TF32_F32)
-        inputs, delta = (lax.reduce_precision(a, 8, 10) for a in (inputs, delta))
+        return total + lax.platform_dependent(inputs, delta, cuda=_tf32, default=_rounded)
     return total + _product(inputs, delta, lax.Precision.HIGHEST)
+
+
+def _tf32(x: Any, d: Any) -> Any:
+    return _product(x, d, lax.DotAlgorithmPreset.TF32_TF32_F32)
+
+
+def _rounded(x: Any, d: Any) -> Any:
+    x, d = (lax.reduce_precision(a, exponent_bits=8, mantissa_bits=10) for a in (x, d))
+    return _product(x, d, lax.Precision.HIGHEST)
 
 
 def _product(x: Any, d: Any, precision: Any) -> Any:

@@ -58,7 +58,6 @@ def test_a_kernel_that_spills_is_seen(monkeypatch):
                         d_launch.Tile((64, 64), warps=1))
     found = resources.measure(case)
     assert found.stack > 0 and found.local > 0
-    assert resources.blocks_per_sm(found, 1, case.generation) < 16
 
 
 def test_registers_and_shared_memory_bound_the_programs_on_a_multiprocessor():

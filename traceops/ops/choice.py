@@ -11,12 +11,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental.custom_partitioning import custom_partitioning
 
 from traceops import config
@@ -59,7 +61,7 @@ class Place:
     kind : str
         Name of the device.
     devices : int
-        How many share the program.
+        How many share one call: more than one where XLA partitions the program.
     present : bool
         Whether a device of this kind is in this machine (else the program is only compiled).
     """
@@ -86,8 +88,7 @@ def requested(backend: str | None = None) -> str:
 def place(ctx: Any, platform: str | None) -> Place:
     """Where the program that is being lowered will run."""
     if platform == 'cuda':
-        devices = getattr(ctx.module_context.axis_context, 'device_assignment', None)
-        return _cuda_place(tuple(devices) if devices else ())
+        return _cuda_place(*_devices(ctx.module_context.axis_context))
     return current_place(ctx.module_context.platforms[0])
 
 
@@ -100,10 +101,23 @@ def current_place(platform: str | None = None) -> Place:
 
 def cuda_place() -> Place:
     """The GPU of this machine."""
-    return _cuda_place(())
+    return _cuda_place((), 1)
 
 
-def _cuda_place(devices: Sequence[Any]) -> Place:
+def _devices(context: Any) -> tuple[Sequence[Any], int]:
+    """The devices of the program that is being lowered, and how many share one call.
+
+    Inside ``shard_map`` every device has a call of its own.
+    """
+    mesh = getattr(context, 'mesh', None)
+    if mesh is not None:
+        shared = [n for axis, n in mesh.shape.items() if axis not in context.manual_axes]
+        return tuple(getattr(mesh, 'devices', np.empty(0)).flat), math.prod(shared)
+    devices = tuple(getattr(context, 'device_assignment', None) or ())
+    return devices, max(len(devices), 1)
+
+
+def _cuda_place(devices: Sequence[Any], sharing: int) -> Place:
     """Of the program's devices, else of those in this machine."""
     try:
         here = jax.devices('cuda')
@@ -113,7 +127,7 @@ def _cuda_place(devices: Sequence[Any]) -> Place:
     asked = os.environ.get('TRACEOPS_COMPUTE_CAPABILITY', '')
     found = str(getattr(first, 'compute_capability', '') or asked).replace('.', '')
     return Place('cuda', int(found) if found.isdigit() else 0,
-                 str(getattr(first, 'device_kind', 'unknown')), max(len(devices), 1),
+                 str(getattr(first, 'device_kind', 'unknown')), sharing,
                  any(d.device_kind == getattr(first, 'device_kind', None) for d in here))
 
 
