@@ -54,7 +54,7 @@ def test_every_fact_is_printed_and_in_the_dict():
     now = traceops.status()
     as_dict = json.loads(json.dumps(now.to_dict()))
     assert set(as_dict) == {'versions', 'devices', 'device_error', 'installed', 'settings',
-                            'environment'}
+                            'environment', 'kernels'}
     assert len(as_dict['devices']) == jax.device_count()
     text = str(now)
     for name, version in as_dict['versions'].items():

@@ -128,6 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     for check in checks:
         table.add_row(check.name, 'ok' if check.passed else 'FAILED', check.found, check.advice)
     print(render(table))
+    if checks[1].passed:
+        from traceops import ops
+        print(ops.report())             # which backend each operation has, here and on a GPU
     failed = sum(not check.passed for check in checks)
     print(f'{failed or "no"} of {len(checks)} checks failed '
           f'({time.perf_counter() - start:.0f} s)')

@@ -36,6 +36,7 @@ class Status:
     installed: bool
     settings: config.Settings
     environment: dict[str, str]
+    kernels: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON-ready."""
@@ -51,6 +52,8 @@ class Status:
                       'no (traceops.install() makes new learners fast)')
         for field in dataclasses.fields(self.settings):
             table.add_row(field.name, _setting(field.name, getattr(self.settings, field.name)))
+        for name, text in self.kernels.items():
+            table.add_row(name, text)
         for name, text in self.environment.items():
             table.add_row(name, f'{text}  (environment)')
         return render(table).rstrip()
@@ -88,6 +91,14 @@ def _installed() -> bool:
     return patch is not None and patch.installed()
 
 
+def _kernels() -> dict[str, str]:
+    """Checks of kernels that were run in this process; none is run to learn of it."""
+    verify = sys.modules.get('traceops.ops.verify')
+    return {} if verify is None else {
+        f'{operation} on {device}': f'{"passed" if found.passed else "FAILED"}: {found.detail}'
+        for (operation, _, device), found in verify.verdicts().items()}
+
+
 def status() -> Status:
     """Versions, devices, whether traceops is installed, and the settings in force.
 
@@ -95,7 +106,8 @@ def status() -> Status:
     -------
     Status
         ``print`` it, or read its fields. ``None`` in ``versions``: not installed. Where jax
-        cannot start, ``devices`` is empty and ``device_error`` has its message.
+        cannot start, ``devices`` is empty and ``device_error`` has its message. ``kernels``:
+        what was found of the GPU kernels that this process has used or tried to use.
 
     Raises
     ------
@@ -109,4 +121,5 @@ def status() -> Status:
     return Status(
         versions=versions, devices=devices, device_error=device_error, installed=_installed(),
         settings=config.settings(),
-        environment={n: os.environ[n] for n in names if os.environ.get(n)})
+        environment={n: os.environ[n] for n in names if os.environ.get(n)},
+        kernels=_kernels())

@@ -92,7 +92,7 @@ def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, 
 
     steps = (signal, jacobian, factor, correction)
     if correction.shape[0] == 1:                # the update of one step: no loop
-        carry, instant = step(split(carry), jax.tree.map(lambda a: a[0], steps))
-        return instant[None], instant, carry
-    carry, instant = jax.lax.scan(step, split(carry), steps)
-    return output_filter(instant, decay_x), instant.sum(0), carry
+        leaving, instant = step(split(carry), jax.tree.map(lambda a: a[0], steps))
+        return instant[None], instant, leaving
+    leaving, instant = jax.lax.scan(step, split(carry), steps)
+    return output_filter(instant, decay_x), instant.sum(0), leaving

@@ -73,7 +73,8 @@ def _scan_cases():
         size = 'few' if few else 'many'
         for R, kappa in ((1, None), (1, .5), (4, .5)):
             vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
-            yield Case(g, 'adjoint_window', f'S={S} {size} relations={R} filter={kappa is not None}',
+            form = f'S={S} {size} relations={R} filter={kappa is not None}'
+            yield Case(g, 'adjoint_window', form,
                        (vector, matrix, *(vector,) * R), (('kappa', kappa), ('states', 0)))
         yield Case(g, 'es_trace_window', f'S={S} {size}',
                    (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),

@@ -30,7 +30,7 @@ def test_resources(case, recorded, proof):
     if case.operation == 'd_trace_window' and 'S=3' not in case.form:
         (*_, S), dtype = case.shapes[0]
         of_a_thread = math.prod(tile.block) * S * np.dtype(dtype).itemsize // (32 * tile.warps)
-        assert found.wide >= 2 * (of_a_thread // 16), 'the trace is not read and written 128 bits wide'
+        assert found.wide >= 2 * (of_a_thread // 16), 'narrow accesses of the trace'
     proof(case.name, f'{found.registers} registers, {found.shared} B shared',
           f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
           f'{tile.blocks_per_sm} claimed')

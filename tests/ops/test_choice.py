@@ -109,7 +109,8 @@ def test_a_kernel_that_failed_its_check_is_not_used(monkeypatch, operands):
         assert len(seen) == 1 and found.backend == 'jax' and 'it differs by 1' in found.reason
         row = next(r for r in ops.report().rows if r.name == 'adjoint_window')
         assert 'a GPU: FAILED, it differs by 1' in row.check
-        assert choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'triton', here).backend == 'triton'
+        named = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'triton', here)
+        assert named.backend == 'triton'
     finally:
         verify.forget()
 

@@ -86,7 +86,7 @@ def _cases() -> list[Any]:
     rng = np.random.default_rng(0)
     cases: list[Any] = []
     for S, R, kappa in ((1, 1, None), (2, 2, None), (2, 1, 0.8)):
-        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+        draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
         cases.append(((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S),
                        *(draw(5, 3, 67, S) for _ in range(R))), {'kappa': kappa, 'states': 0}))
     return cases

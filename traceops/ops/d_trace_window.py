@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from traceops.kernels.d_trace_window import launch
 from traceops.kernels.d_trace_window.reference import d_trace_window as _definition
@@ -70,14 +71,24 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
     total: Any = jnp.zeros((size, *old.shape[2:4]), signal.dtype)
     if gradient != 'none':
         e = (old if gradient == 'entering' else new).astype(signal.dtype)
-        # state by state: a reduction over states would be a kernel of its own
-        total = sum(signal[:, :, None, :, s] * e[..., s] for s in range(e.shape[-1])).sum(1)
+        total = lax.platform_dependent(signal, e, cuda=_pair_by_state, default=_pair)
     return [new, total], [new_dim, 0]
+
+
+def _pair(signal: Any, e: Any) -> Any:
+    """Of every lane: the sum over batch and states, which a CPU makes in one reduction."""
+    return (signal[:, :, None] * e).sum((1, -1))
+
+
+def _pair_by_state(signal: Any, e: Any) -> Any:
+    """The same for a GPU, where a reduction over states would be a kernel of its own."""
+    pairs: Any = sum(signal[:, :, None, :, s] * e[..., s] for s in range(e.shape[-1]))
+    return pairs.sum(1)
 
 
 def _cases() -> list[Any]:
     rng = np.random.default_rng(2)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     return [((draw(3, 17, 36, S), draw(T, 3, 17), draw(T, 3, 36, S), draw(3, 36, S, S),
               draw(3, 36, S)), {'gradient': gradient})
             for S, T, gradient in ((1, 4, 'entering'), (2, 1, 'leaving'), (2, 4, 'entering'))]

@@ -64,7 +64,7 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
 
 def _cases() -> list[Any]:
     rng = np.random.default_rng(1)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     return [((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S), draw(5, 3, 67, S), draw(3, 67, S),
               np.linspace(0.3, 1., 5, dtype=np.float32)), {'decay_x': 0.9, 'decay_f': 0.8})
             for S in (1, 2)]

@@ -47,7 +47,7 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
 
 def _cases() -> list[Any]:
     rng = np.random.default_rng(3)
-    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
+    draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     spikes = (rng.random((5, 3, 33)) < 0.2).astype(np.float32)
     return [((spikes, draw(5, 3, 36), draw(33, 36)), {'precision': 'bf16x3'})]
 
