@@ -40,7 +40,11 @@ def _reference(*operands: Any, precision: str) -> Any:
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
            request: str, params: dict[str, Any]) -> Any:
-    """Lanes are batch axes of the product; XLA folds a sum over lanes into its contraction."""
+    """Lanes are batch axes of the product.
+
+    XLA for CPUs folds a sum over lanes that follows into the product; XLA for GPUs does not, and
+    makes an array of lanes x I x O: who sums over lanes there puts them in the batch.
+    """
     moved = [at_axis(a, d, 0, size) for a, d in zip(operands, dims, strict=True)]
     return bind(operation, *moved, backend=request, **params), [0]
 
