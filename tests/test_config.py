@@ -54,6 +54,16 @@ def test_memory_budget_as_text(text, number):
     assert traceops.configure(memory_budget=text).memory_budget == number
 
 
+@pytest.mark.parametrize('field, words', [('precision', ('highest', 'high', 'default')),
+                                          ('backend', ('auto', 'jax', 'triton'))])
+def test_every_word_of_a_choice_is_taken_and_named_when_another_is_not(field, words):
+    for word in words:
+        assert getattr(traceops.configure(**{field: word}), field) == word
+    with pytest.raises(SettingsError) as caught:
+        traceops.configure(**{field: 'other'})
+    assert f"takes {' or '.join(map(repr, words))}, e.g." in str(caught.value)
+
+
 ILLEGAL = [
     ('window', 0), ('window', -3), ('window', 2.5), ('window', True), ('window', '7'),
     ('memory_budget', 0), ('memory_budget', -1), ('memory_budget', 1.5), ('memory_budget', '0MiB'),

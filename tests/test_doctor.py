@@ -1,5 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
+import types
+
 import pytest
 
 import traceops
@@ -69,24 +71,37 @@ def test_the_exit_status_and_the_table(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'check_parity', parity(True))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    assert 'traceops status' in out and 'no of 7 checks failed' in out and 'FAILED' not in out
+    assert 'traceops status' in out and 'no of 8 checks failed' in out and 'FAILED' not in out
     assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
     monkeypatch.setattr(doctor, 'check_parity', parity(False))
     assert doctor.main([]) == 1
     out = capsys.readouterr().out
-    assert '4 of 7 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
+    assert '4 of 8 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
 
 
-def test_parity_is_not_tried_on_an_unsupported_stack(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, 'check_versions',
-                        lambda: doctor.Check('versions', False, 'jax 0.14', 'install'))
+@pytest.mark.parametrize('check', ['check_versions', 'check_devices'])
+def test_parity_is_not_tried_where_it_cannot_run(check, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, check, lambda: doctor.Check(check, False, 'found', 'install'))
     monkeypatch.setattr(doctor, 'check_parity', lambda *a: pytest.fail('tried'))
     assert doctor.main([]) == 1
-    assert '1 of 3 checks failed' in capsys.readouterr().out
+    assert '1 of 4 checks failed' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('platforms, nvidia, text', [
-    (['cpu'], False, 'on the CPU'), (['cpu'], True, 'braintrace-traceops[gpu]'),
-    (['cpu', 'gpu', 'gpu'], True, 'jax sees cpu, gpu:')])
-def test_advice_on_devices(platforms, nvidia, text):
-    assert text in doctor.device_advice(platforms, nvidia)
+@pytest.mark.parametrize('platforms, nvidia, found, advice', [
+    (['cpu'], False, 'jax runs on cpu', ''),
+    (['cpu'], True, 'jax runs on cpu; it does not see the NVIDIA GPU of this machine',
+     "pip install 'braintrace-traceops[gpu]' brings the jax that does"),
+    (['gpu', 'gpu', 'cpu'], True, 'jax runs on cpu, gpu', '')])
+def test_devices(platforms, nvidia, found, advice, monkeypatch):
+    devices = [types.SimpleNamespace(platform=platform) for platform in platforms]
+    monkeypatch.setattr(doctor.jax, 'devices', lambda: devices)
+    assert doctor.check_devices(nvidia) == doctor.Check('devices', True, found, advice)
+
+
+def test_a_jax_that_cannot_start_is_a_finding(monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+    monkeypatch.setattr(doctor.jax, 'devices', devices)
+    check = doctor.check_devices()
+    assert not check.passed and "backend 'cuda'" in check.found
+    assert 'JAX_PLATFORMS=cpu' in check.advice

@@ -95,18 +95,20 @@ def imported(path):
 
 
 def test_every_import_of_the_package_is_a_requirement(metadata):
-    """Of third-party modules; ``demo`` may use its own extra."""
-    modules = {'sklearn': 'scikit-learn'}
+    """The demo and the plots may use their own extra, operations and kernels that of the GPU."""
+    distributions = {'sklearn': 'scikit-learn', 'jax_triton': 'jax-triton'}
     requirements = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
-    demo = {r.name for r in requirements if r.marker is None or r.marker.evaluate(
-        {'extra': 'demo'})}
-    core = {r.name for r in requirements if r.marker is None}
+    declared = {extra: {r.name for r in requirements
+                        if r.marker is None or r.marker.evaluate({'extra': extra})}
+                for extra in ('', 'demo', 'gpu')}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob('*.py'):
             found = imported(path) - {*sys.stdlib_module_names, 'traceops'}
-            extra = path.is_relative_to(ROOT / 'traceops/demo') or path.name == 'plots.py'
-            missing = {modules.get(m, m) for m in found} - (demo if extra else core)
-            assert not missing, f'{path.relative_to(ROOT)} imports {missing}'
+            place = path.relative_to(ROOT).as_posix()
+            extra = 'gpu' if place.startswith(('kernels/', 'traceops/ops/')) else \
+                'demo' if place.startswith('traceops/demo/') or path.name == 'plots.py' else ''
+            missing = {distributions.get(m, m) for m in found} - declared[extra]
+            assert not missing, f'{place} imports {missing}'
 
 
 def test_the_sdist_holds_what_a_fresh_clone_does(built):

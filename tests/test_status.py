@@ -1,6 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -52,12 +53,23 @@ def test_environment_variables_that_are_set_are_seen(monkeypatch):
 def test_every_fact_is_printed_and_in_the_dict():
     now = traceops.status()
     as_dict = json.loads(json.dumps(now.to_dict()))
-    assert set(as_dict) == {'versions', 'devices', 'installed', 'settings', 'environment'}
+    assert set(as_dict) == {'versions', 'devices', 'device_error', 'installed', 'settings',
+                            'environment', 'kernels'}
     assert len(as_dict['devices']) == jax.device_count()
     text = str(now)
     for name, version in as_dict['versions'].items():
         assert name in text and (version or 'not installed') in text
     assert all(name in text for name in as_dict['settings'])
+
+
+def test_a_jax_that_cannot_start_is_a_fact_like_any_other():
+    code = ('import traceops; now = traceops.status(); print(now)\n'
+            'assert now.devices == () and "nonsense" in now.device_error')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], text=True,
+                          capture_output=True, env={**os.environ, 'JAX_PLATFORMS': 'nonsense'})
+    assert done.returncode == 0, done.stderr
+    (row,) = [line for line in done.stdout.splitlines() if 'devices' in line]
+    assert 'none: ' in row and 'nonsense' in done.stdout
 
 
 @pytest.mark.parametrize('module', ['triton', 'jax_triton'])

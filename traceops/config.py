@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import jax
+
 from traceops.errors import SettingsError
 
 __all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'reset', 'settings']
@@ -50,8 +52,9 @@ class Settings:
         ``False``: each call starts from a zero trace and no trace is ever allocated.
     precision : {'highest', 'high', 'default'}
         Of the product that forms the weight gradient.
-    backend : {'auto', 'jax'}
-        Where the window operations run.
+    backend : {'auto', 'jax', 'triton'}
+        What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
+        fails; a backend that is named works or raises.
     """
 
     window: int | None = None
@@ -110,11 +113,13 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'memory_budget': ("a positive number of bytes, or a text like '256MiB'", '1GiB', _bytes),
     'carry_trace': ('True or False', False, _flag),
     'precision': _one_of('highest', 'high', 'default'),
-    'backend': _one_of('auto', 'jax'),
+    'backend': _one_of('auto', 'jax', 'triton'),
 }
 
 
 _lock = threading.Lock()
+#: In the key of jit's caches: no program outlives the backend that it was made with.
+_backend_key = jax.make_user_context(None)
 _process: dict[str, Any] = {}                           # replaced as a whole, never changed
 _block: ContextVar[dict[str, Any]] = ContextVar('traceops_settings', default={})  # noqa: B039
 
@@ -180,19 +185,24 @@ def configure(**options: Any) -> Settings:
     SettingsError
         Unknown option or illegal value; nothing is changed then.
     """
-    global _process
     _known(options)
     with _lock:
         _in_force(options)
-        _process = _process | options
+        _replace(_process | options)
     return settings()
+
+
+def _replace(options: dict[str, Any]) -> None:
+    global _process
+    if options.get('backend') != _process.get('backend'):
+        jax.clear_caches()              # programs of the other backend
+    _process = options
 
 
 def reset() -> Settings:
     """Forget every :func:`configure` of this process."""
-    global _process
     with _lock:
-        _process = {}
+        _replace({})
     return settings()
 
 
@@ -210,6 +220,7 @@ def configured(**options: Any) -> Iterator[Settings]:
     now = _in_force(inner)
     token = _block.set(inner)
     try:
-        yield now
+        with _backend_key(inner.get('backend')):
+            yield now
     finally:
         _block.reset(token)

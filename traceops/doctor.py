@@ -20,8 +20,8 @@ from traceops.host import versions
 from traceops.status import status
 from traceops.text import render
 
-__all__ = ['Check', 'check_command', 'check_import_name', 'check_parity', 'check_versions',
-           'main']
+__all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_parity',
+           'check_versions', 'main']
 
 OURS = 'braintrace-traceops'
 _REPORT = 'report this, with all that traceops doctor printed'
@@ -29,7 +29,7 @@ _REPORT = 'report this, with all that traceops doctor printed'
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One finding; ``advice`` says what to do about it."""
+    """One finding; ``advice`` says what can be done about it."""
 
     name: str
     passed: bool
@@ -74,6 +74,21 @@ def _one_owner(what: str, owners: Iterable[str]) -> Check:
     return Check(what, True, f'traceops is that of {OURS}')
 
 
+def check_devices(nvidia: bool | None = None) -> Check:
+    """jax starts, and sees the NVIDIA GPU if there is one."""
+    try:
+        platforms = sorted({device.platform for device in jax.devices()})
+    except RuntimeError as err:
+        return Check('devices', False, f'jax cannot start: {err}',
+                     'set JAX_PLATFORMS=cpu, or install the jax of the platform that it names')
+    if nvidia is None:
+        nvidia = pathlib.Path('/proc/driver/nvidia/version').exists()
+    missed = nvidia and platforms == ['cpu']
+    return Check('devices', True, f'jax runs on {", ".join(platforms)}' + (
+        '; it does not see the NVIDIA GPU of this machine' if missed else ''),
+        f"pip install '{OURS}[gpu]' brings the jax that does" if missed else '')
+
+
 def check_parity(rule: str, vmap: bool) -> Check:
     """A small spiking net gets upstream's gradients."""
     name = f'{rule}, {"vmap" if vmap else "batch"}'
@@ -97,21 +112,6 @@ def _parity_checks() -> Iterator[Callable[[], Check]]:
             yield lambda r=rule, v=vmap: check_parity(r, v)  # type: ignore[misc]
 
 
-def device_advice(platforms: Iterable[str] | None = None, nvidia: bool | None = None) -> str:
-    """One line on the devices that jax sees."""
-    if platforms is None:
-        platforms = [device.platform for device in jax.devices()]
-    if nvidia is None:
-        nvidia = pathlib.Path('/proc/driver/nvidia/version').exists()
-    kinds = sorted(set(platforms))
-    if kinds == ['cpu'] and nvidia:
-        return (f'this machine has an NVIDIA GPU that jax does not see: '
-                f"pip install '{OURS}[gpu]' brings the jax that does.")
-    if kinds == ['cpu']:
-        return 'jax sees no accelerator: the window engine runs on the CPU.'
-    return f'jax sees {", ".join(kinds)}: the window engine runs there, through XLA.'
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run every check and print what it found; exit status 1 when one failed."""
     argparse.ArgumentParser(
@@ -119,8 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     ).parse_args([] if argv is None else argv)
     start = time.perf_counter()
     print(status(), end='\n\n')
-    checks = [check_versions(), check_import_name(), check_command()]
-    if checks[0].passed:                        # else upstream cannot be compared with
+    checks = [check_versions(), check_devices(), check_import_name(), check_command()]
+    if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
         checks += [check() for check in _parity_checks()]
     table = Table(title='traceops doctor', title_justify='left')
     for name in ('check', 'result', 'found', 'advice'):
@@ -128,7 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     for check in checks:
         table.add_row(check.name, 'ok' if check.passed else 'FAILED', check.found, check.advice)
     print(render(table))
-    print(device_advice())
+    if checks[1].passed:
+        from traceops import ops
+        print(ops.report())             # which backend each operation has, here and on a GPU
     failed = sum(not check.passed for check in checks)
     print(f'{failed or "no"} of {len(checks)} checks failed '
           f'({time.perf_counter() - start:.0f} s)')

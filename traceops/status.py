@@ -32,9 +32,11 @@ class Status:
 
     versions: dict[str, str | None]
     devices: tuple[str, ...]
+    device_error: str
     installed: bool
     settings: config.Settings
     environment: dict[str, str]
+    kernels: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON-ready."""
@@ -45,11 +47,13 @@ class Status:
         for name, version in self.versions.items():
             supported = f'  (supported {SUPPORTED[name]})' if name in SUPPORTED else ''
             table.add_row(name, (version or 'not installed') + supported)
-        table.add_row('devices', ', '.join(self.devices))
+        table.add_row('devices', ', '.join(self.devices) or f'none: {self.device_error}')
         table.add_row('installed', 'yes' if self.installed else
                       'no (traceops.install() makes new learners fast)')
         for field in dataclasses.fields(self.settings):
             table.add_row(field.name, _setting(field.name, getattr(self.settings, field.name)))
+        for name, text in self.kernels.items():
+            table.add_row(name, text)
         for name, text in self.environment.items():
             table.add_row(name, f'{text}  (environment)')
         return render(table).rstrip()
@@ -59,6 +63,14 @@ def _setting(name: str, value: Any) -> str:
     if name == 'memory_budget':
         return f'{value / 2 ** 20:g} MiB'
     return 'chosen within memory_budget' if value is None else str(value)
+
+
+def _devices() -> tuple[tuple[str, ...], str]:
+    """What jax sees, or what it says when it cannot start (``JAX_PLATFORMS``, a driver)."""
+    try:
+        return tuple(map(_device, jax.devices())), ''
+    except RuntimeError as err:
+        return (), str(err)
 
 
 def _device(device: Any) -> str:
@@ -79,13 +91,23 @@ def _installed() -> bool:
     return patch is not None and patch.installed()
 
 
+def _kernels() -> dict[str, str]:
+    """Checks of kernels that were run in this process; none is run to learn of it."""
+    verify = sys.modules.get('traceops.ops.verify')
+    return {} if verify is None else {
+        f'{operation} on {device}': f'{"passed" if found.passed else "FAILED"}: {found.detail}'
+        for (operation, _, device), found in verify.verdicts().items()}
+
+
 def status() -> Status:
     """Versions, devices, whether traceops is installed, and the settings in force.
 
     Returns
     -------
     Status
-        ``print`` it, or read its fields. ``None`` in ``versions``: not installed.
+        ``print`` it, or read its fields. ``None`` in ``versions``: not installed. Where jax
+        cannot start, ``devices`` is empty and ``device_error`` has its message. ``kernels``:
+        what was found of the GPU kernels that this process has used or tried to use.
 
     Raises
     ------
@@ -94,8 +116,10 @@ def status() -> Status:
     """
     versions: dict[str, str | None] = {'python': platform.python_version()}
     versions |= {name: _version(dist) for name, dist in _PACKAGES.items()}
+    devices, device_error = _devices()
     names = [*config.ENVIRONMENT.values(), 'TRACEOPS_INSTALL']
     return Status(
-        versions=versions, devices=tuple(map(_device, jax.devices())), installed=_installed(),
+        versions=versions, devices=devices, device_error=device_error, installed=_installed(),
         settings=config.settings(),
-        environment={n: os.environ[n] for n in names if os.environ.get(n)})
+        environment={n: os.environ[n] for n in names if os.environ.get(n)},
+        kernels=_kernels())

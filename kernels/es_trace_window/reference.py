@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['es_trace_step', 'output_filter']
+from traceops.kernels.layout import split, split_rows
+
+__all__ = ['es_trace_step', 'es_trace_window', 'output_filter']
 
 States = Sequence[Any]
 
@@ -54,4 +56,43 @@ def output_filter(instant: Any, decay: float) -> Any:
         carry = now + decay * carry
         return carry, carry
 
-    return jax.lax.scan(back, jnp.zeros_like(instant[0]), instant, reverse=True)[1]
+    return jax.lax.scan(back, instant[:0].sum(0), instant, reverse=True)[1]
+
+
+def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, carry: States,
+                    correction: Any, decay_x: float, decay_f: float,
+                    ) -> tuple[Any, Any, tuple[Any, ...]]:
+    r"""Forward scan of the factor, product with the signal, reverse filter of the product.
+
+    Parameters
+    ----------
+    signal, factor : sequence of S arrays, ``[T, ...]``, or one array ``[T, ..., S]``
+        :math:`L_t` and :math:`f_t`.
+    jacobian : S sequences of S arrays, ``[T, ...]``, or one array ``[T, ..., S, S]``
+        :math:`D_t`, row by row.
+    carry : sequence of S arrays, ``[...]``, or one array ``[..., S]``
+        :math:`g_0`.
+    correction : array, ``[T]``
+        The warm-up correction :math:`c_t`.
+    decay_x, decay_f : float
+        :math:`\alpha_x` and :math:`\alpha_f`.
+
+    Returns
+    -------
+    filtered : array, ``[T, ...]``
+        :math:`r_t = (g_t \cdot L_t)/c_t + \alpha_x r_{t+1}`.
+    total : array, ``[...]``
+        :math:`\sum_t (g_t \cdot L_t)/c_t`.
+    carry : tuple of S arrays, ``[...]``
+        :math:`g_T`.
+    """
+    def step(g: Any, now: Any) -> Any:
+        L, D, f, c = now
+        return es_trace_step(split(L), split_rows(D), split(f), g, c, decay_f)
+
+    steps = (signal, jacobian, factor, correction)
+    if correction.shape[0] == 1:                # the update of one step: no loop
+        leaving, instant = step(split(carry), jax.tree.map(lambda a: a[0], steps))
+        return instant[None], instant, leaving
+    leaving, instant = jax.lax.scan(step, split(carry), steps)
+    return output_filter(instant, decay_x), instant.sum(0), leaving

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, Rule
-from traceops.kernels.adjoint_window.reference import adjoint_window
+from traceops.ops import adjoint_window
 from traceops.window.leaving import leaving_factors
 
 __all__ = ['ParamDimRule']
@@ -54,17 +54,16 @@ class ParamDimRule(Rule):
         entering, filtered = [], []
         for g, (signal, before) in self._signals(record).items():
             feeding = self._feeding(g)
-            out, enters, decays = adjoint_window(
+            out, *last = adjoint_window(
                 signal, record['D'][g], [record['f'][v.factor_key(g)] for v in feeding],
-                self.kappa)
+                kappa=self.kappa, backend=self.learner.traceops_settings.backend)
             for view, delta in zip(feeding, out, strict=True):
                 known = deltas.get(id(view))
                 deltas[id(view)] = delta if known is None else known + delta
-            first = decays if self.kappa is not None else enters
             if before is not None:
-                first = tuple(a + b for a, b in zip(first, before, strict=True))
-            entering.append(stack_states(enters if self.kappa is not None else first))
-            filtered.append(stack_states(first))
+                last[-1] = last[-1] + stack_states(before)
+            entering.append(last[0])
+            filtered.append(last[-1])
         for view in self.views:
             x = record['x'].get(view.x_key)
             view.add_to(grads, weight_vals,

@@ -1,0 +1,51 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Launch table of ``adjoint_window``: positions a program walks, and its warps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation
+
+__all__ = ['MAX_RELATIONS', 'MAX_STATES', 'TABLE', 'plan']
+
+MAX_STATES, MAX_RELATIONS = 4, 4
+
+#: (generation, dtype, S, whether positions are few) to the tile: ``block`` is positions a
+#: program. Few positions: small programs, so that every multiprocessor gets one.
+TABLE: dict[tuple[int, str, int, bool], Tile] = {
+    (g, 'float32', S, few): Tile((32,), warps=1, blocks_per_sm=16) if few
+    else Tile((256 if S <= 2 else 128,), warps=4, blocks_per_sm=4 if S <= 2 else 3)
+    for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
+
+_FEW = 32768
+
+
+def plan(signal: Any, jacobian: Any, *factors: Any, capability: int,
+         kappa: float | None) -> KernelCall | str:
+    """The launch for these operands, or why there is none."""
+    S = signal.shape[-1]
+    if signal.dtype != np.float32:
+        return f'the kernel computes in float32, the operands are {signal.dtype}'
+    if S > MAX_STATES:
+        return f'{S} states a position do not fit in registers (at most {MAX_STATES})'
+    if not 1 <= len(factors) <= MAX_RELATIONS:
+        return f'the kernel serves 1 to {MAX_RELATIONS} relations a group, here {len(factors)}'
+    T, place = signal.shape[0], signal.shape[1:-1]
+    N = math.prod(place)
+    tile = TABLE[generation(capability), 'float32', S, N < _FEW]
+    last = ((*place, S), np.float32)
+    nothing = ((1,), np.float32)        # where there is no filter its pointer is never used
+    return KernelCall(
+        kernel=f'adjoint_window.adjoint_window_{len(factors)}',
+        outputs=(*(((T, *place), np.float32) for _ in factors), last,
+                 last if kappa is not None else nothing),
+        grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
+        constants={'N': N, 'S': S, 'KAPPA': kappa or 0., 'FILTER': kappa is not None,
+                   'BLOCK': tile.block[0]},
+        tile=tile,
+        finish=None if kappa is not None else lambda operands, outputs: tuple(outputs[:-1]))

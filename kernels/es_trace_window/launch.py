@@ -1,0 +1,44 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Launch table of ``es_trace_window``: positions a program walks, and its warps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation
+
+__all__ = ['MAX_STATES', 'TABLE', 'plan']
+
+MAX_STATES = 4
+
+#: (generation, dtype, S, whether positions are few) to the tile; ``block`` is positions a program.
+TABLE: dict[tuple[int, str, int, bool], Tile] = {
+    (g, 'float32', S, few): Tile((32,), warps=1, blocks_per_sm=16) if few
+    else Tile((256 if S <= 2 else 128,), warps=4, blocks_per_sm=4 if S <= 2 else 3)
+    for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
+
+_FEW = 32768
+
+
+def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *,
+         capability: int, decay_x: float, decay_f: float) -> KernelCall | str:
+    """The launch for these operands, or why there is none."""
+    S = signal.shape[-1]
+    if signal.dtype != np.float32:
+        return f'the kernel computes in float32, the operands are {signal.dtype}'
+    if S > MAX_STATES:
+        return f'{S} states a position do not fit in registers (at most {MAX_STATES})'
+    T, place = signal.shape[0], signal.shape[1:-1]
+    N = math.prod(place)
+    tile = TABLE[generation(capability), 'float32', S, N < _FEW]
+    return KernelCall(
+        kernel='es_trace_window.es_trace_window',
+        outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
+        grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
+        constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f,
+                   'BLOCK': tile.block[0]},
+        tile=tile)

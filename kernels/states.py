@@ -1,0 +1,57 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton kernels share: states of a position, held as a tuple in registers."""
+
+import triton
+import triton.language as tl
+
+__all__ = ['load_rows', 'load_states', 'matvec', 'store_states', 'transposed_matvec']
+
+
+@triton.jit
+def load_states(ptr, at, live, S: tl.constexpr):
+    """S tensors, in float32, of positions ``at`` of an array ``[..., S]``."""
+    out = ()
+    for s in tl.static_range(S):
+        out = out + (tl.load(ptr + at * S + s, mask=live, other=0.).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def load_rows(ptr, at, live, S: tl.constexpr):
+    """S x S tensors, row by row, of positions ``at`` of an array ``[..., S, S]``."""
+    out = ()
+    for i in tl.static_range(S * S):
+        out = out + (tl.load(ptr + at * (S * S) + i, mask=live, other=0.).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def store_states(ptr, at, live, values, S: tl.constexpr):
+    """Write S tensors to positions ``at`` of an array ``[..., S]``."""
+    for s in tl.static_range(S):
+        tl.store(ptr + at * S + s, values[s], mask=live)
+
+
+@triton.jit
+def matvec(rows, vector, S: tl.constexpr):
+    """``D v``."""
+    out = ()
+    for i in tl.static_range(S):
+        acc = rows[i * S] * vector[0]
+        for j in tl.static_range(1, S):
+            acc += rows[i * S + j] * vector[j]
+        out = out + (acc,)
+    return out
+
+
+@triton.jit
+def transposed_matvec(rows, vector, S: tl.constexpr):
+    """``D^T v``."""
+    out = ()
+    for j in tl.static_range(S):
+        acc = rows[j] * vector[0]
+        for i in tl.static_range(1, S):
+            acc += rows[i * S + j] * vector[i]
+        out = out + (acc,)
+    return out

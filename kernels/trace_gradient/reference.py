@@ -1,0 +1,66 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The weight gradient of a window: the definition of the operation, in plain JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ['PRECISIONS', 'split_bf16', 'trace_gradient']
+
+#: What ``precision`` may be.
+PRECISIONS = ('highest', 'bf16x3', 'bf16x2', 'tf32')
+
+
+def split_bf16(values: Any, terms: int) -> tuple[Any, ...]:
+    """bfloat16 arrays whose sum is ``values`` to 8 bits a term."""
+    out = []
+    for _ in range(terms):
+        # XLA may drop a conversion there and back as "excess precision"; this it keeps.
+        out.append(lax.reduce_precision(values, exponent_bits=8, mantissa_bits=7))
+        values = values - out[-1]
+    return tuple(a.astype(jnp.bfloat16) for a in out)
+
+
+def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highest') -> Any:
+    r""":math:`dW = dW_0 + \sum_t \sum_b x \otimes \delta`, one matrix product.
+
+    Parameters
+    ----------
+    inputs : array, ``[*lanes, T, B, I]``
+        :math:`x`.
+    delta : array, ``[*lanes, T, B, O]``
+        :math:`\delta`.
+    total : array, ``[*lanes, I, O]``
+        :math:`dW_0`.
+    precision : {'highest', 'bf16x3', 'bf16x2', 'tf32'}
+        ``bf16xN``: x in bfloat16 (exact for spikes), delta as the sum of N bfloat16 terms.
+        ``tf32``: both rounded to 10 bits, by the tensor cores where there are some.
+    """
+    if precision in ('bf16x3', 'bf16x2') and inputs.dtype == jnp.float32:
+        x = inputs.astype(jnp.bfloat16)
+        terms = [_product(x, d, None) for d in split_bf16(delta, int(precision[-1]))]
+        return total + sum(terms[::-1])
+    if precision == 'tf32' and inputs.dtype == jnp.float32:
+        return total + lax.platform_dependent(inputs, delta, cuda=_tf32, default=_rounded)
+    return total + _product(inputs, delta, lax.Precision.HIGHEST)
+
+
+def _tf32(x: Any, d: Any) -> Any:
+    return _product(x, d, lax.DotAlgorithmPreset.TF32_TF32_F32)
+
+
+def _rounded(x: Any, d: Any) -> Any:
+    x, d = (lax.reduce_precision(a, exponent_bits=8, mantissa_bits=10) for a in (x, d))
+    return _product(x, d, lax.Precision.HIGHEST)
+
+
+def _product(x: Any, d: Any, precision: Any) -> Any:
+    lanes = tuple(range(x.ndim - 3))
+    summed = (x.ndim - 3, x.ndim - 2)
+    wide = jnp.float32 if d.dtype == jnp.bfloat16 else d.dtype
+    return lax.dot_general(x, d, ((summed, summed), (lanes, lanes)), precision=precision,
+                           preferred_element_type=wide)

@@ -1,0 +1,183 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels cost on a device, read from the machine code that Triton makes for it.
+
+``python -m tests.gpufree.resources`` writes the table that the tests compare with,
+``kernels/RESOURCES.md``.
+"""
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import jax
+import jax.numpy as jnp
+
+from traceops.kernels import adjoint_window, d_trace_window, es_trace_window  # noqa: F401
+from traceops.kernels.launch import GENERATIONS, kernel_function
+from traceops.ops.primitive import OPERATIONS
+
+TABLE = pathlib.Path(__file__).parents[2] / 'kernels/RESOURCES.md'
+
+#: Of a multiprocessor, by compute capability: shared memory, and the most that a block may ask
+#: for. Registers and threads are the same for all.
+SHARED = {80: (167936, 166912), 90: (233472, 232448), 100: (233472, 232448)}
+REGISTERS, THREADS = 65536, 2048
+_TYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kernel in one of its forms, for one generation."""
+
+    generation: int
+    operation: str
+    form: str                   # what tells it from others of the operation
+    shapes: tuple
+    params: tuple
+
+    @property
+    def name(self):
+        return f'{GENERATIONS[self.generation]} {self.operation} {self.form}'
+
+    def call(self):
+        """The launch that the table gives."""
+        structs = [jax.ShapeDtypeStruct(s, d) for s, d in self.shapes]
+        found = OPERATIONS[self.operation].kernel(*structs, capability=self.generation,
+                                                  **dict(self.params))
+        assert not isinstance(found, str), found
+        return structs, found
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """Of the machine code: all figures that may not grow, but ``wide``, which may not shrink."""
+
+    registers: int
+    shared: int
+    stack: int
+    local: int                  # loads and stores of spilled registers
+    wide: int                   # global loads and stores of 128 bits
+    narrow: int                 # and of less
+    instructions: int
+
+
+def _scan_cases():
+    many = 65536
+    for g, S, few in itertools.product(GENERATIONS, (1, 2, 3, 4), (False, True)):
+        place = (32, 512) if few else (32, many // 32)
+        size = 'few' if few else 'many'
+        for R, kappa in ((1, None), (1, .5), (4, .5)):
+            vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
+            form = f'S={S} {size} relations={R} filter={kappa is not None}'
+            yield Case(g, 'adjoint_window', form,
+                       (vector, matrix, *(vector,) * R), (('kappa', kappa), ('states', 0)))
+        yield Case(g, 'es_trace_window', f'S={S} {size}',
+                   (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
+                   (('decay_x', .9), ('decay_f', .9)))
+
+
+def _trace_cases():
+    B, I, O, T = 32, 1024, 1024, 4  # noqa: E741
+    for g, S, dtype in itertools.product(GENERATIONS, (1, 2, 3, 4),
+                                         (jnp.float32, jnp.bfloat16, jnp.float16)):
+        for gradient in ('entering', 'leaving', 'none') if dtype == jnp.float32 else ('entering',):
+            yield Case(g, 'd_trace_window', f'S={S} {jnp.dtype(dtype).name} gradient={gradient}',
+                       (((B, I, O, S), dtype), ((T, B, I), jnp.float32),
+                        ((T, B, O, S), jnp.float32), ((B, O, S, S), jnp.float32),
+                        ((B, O, S), jnp.float32)), (('gradient', gradient),))
+
+
+CASES = [*_scan_cases(), *_trace_cases()]
+
+
+def compile_case(case):
+    """The compiled kernel, for a device that need not be there."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    structs, call = case.call()
+    kernel = kernel_function(call.kernel)
+    pointers = [_TYPES[jnp.dtype(a.dtype).name] for a in structs]
+    outputs = [_TYPES[jnp.dtype(d).name] for i, (_, d) in enumerate(call.outputs)
+               if i not in call.aliases.values()]
+    types = [*pointers, *['i32'] * len(call.scalars), *outputs]
+    signature = dict(zip(kernel.arg_names, [*types, *['constexpr'] * len(call.constants)],
+                         strict=True))
+    aligned = {(i,): [['tt.divisibility', 16]] for i, t in enumerate(types) if t[0] == '*'}
+    return triton.compile(
+        ASTSource(kernel, signature, constexprs=dict(call.constants), attrs=aligned),
+        target=GPUTarget('cuda', case.generation, 32),
+        options={'num_warps': call.tile.warps, 'num_stages': call.tile.stages,
+                 'enable_fp_fusion': True})
+
+
+def measure(case):
+    """Figures of a case."""
+    compiled = compile_case(case)
+    usage, code = _disassemble(compiled.asm['cubin'])
+    figure = lambda word: int(re.search(rf'{word}:(\d+)', usage)[1])  # noqa: E731
+    instructions = re.findall(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)', code)
+    kinds = collections.Counter(instructions)
+    touching = lambda *heads: {k: n for k, n in kinds.items()  # noqa: E731
+                               if k.split('.')[0] in heads}
+    memory = touching('LDG', 'STG', 'LDGSTS')
+    wide = sum(n for k, n in memory.items() if '128' in k.split('.'))
+    return Resources(figure('REG'), compiled.metadata.shared, figure('STACK'),
+                     sum(touching('LDL', 'STL').values()), wide, sum(memory.values()) - wide,
+                     len(instructions))
+
+
+def _disassemble(cubin):
+    import triton
+    tools = pathlib.Path(triton.__file__).parent / 'backends/nvidia/bin'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(cubin)
+        file.flush()
+        run = lambda *a: subprocess.run([*a, file.name], capture_output=True, text=True,  # noqa: E731
+                                        check=True).stdout
+        return (run(tools / 'cuobjdump', '--dump-resource-usage'), run(tools / 'nvdisasm', '-c'))
+
+
+def blocks_per_sm(resources, warps, generation):
+    """Programs that fit on a multiprocessor at once."""
+    registers = -(-resources.registers * 32 // 256) * 256 * warps      # given out by 256 a warp
+    shared = resources.shared + 1024                                   # the driver's own
+    return min(REGISTERS // registers, THREADS // (32 * warps), 32,
+               SHARED[generation][0] // shared)
+
+
+def read_table():
+    """Name to recorded figures."""
+    rows = {}
+    for line in TABLE.read_text(encoding='utf-8').splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        if len(cells) == 9 and cells[0].startswith('sm_'):
+            rows[cells[0]] = Resources(*map(int, cells[1:8]))
+    return rows
+
+
+def write_table(rows):
+    """Of ``{case: resources}``."""
+    head = [field.name for field in dataclasses.fields(Resources)]
+    lines = ['# What the kernels use', '',
+             'Read from the machine code (triton 3.9.0) of every kernel and entry of the launch',
+             'tables; `python -m tests.gpufree.resources` writes this file, `make test-gpufree`',
+             'fails where a figure has got worse. `local`: accesses of spilled registers; `wide`,',
+             '`narrow`: accesses of global memory of 128 bits and of less; `blocks`: programs that',
+             'fit on a multiprocessor at once, of which the launch table claims the second number.',
+             '', '| kernel | ' + ' | '.join(head) + ' | blocks |', '|---' * 9 + '|']
+    for case, r in rows.items():
+        tile = case.call()[1].tile
+        fit = blocks_per_sm(r, tile.warps, case.generation)
+        lines.append(f'| {case.name} | ' + ' | '.join(map(str, dataclasses.astuple(r)))
+                     + f' | {fit}, {tile.blocks_per_sm} |')
+    TABLE.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    write_table({case: measure(case) for case in CASES})

@@ -1,0 +1,73 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every kernel and entry of the launch tables, compiled: what it uses, and that it is no worse."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from tests.gpufree import resources
+from traceops.kernels.adjoint_window import launch as adjoint_launch
+from traceops.kernels.d_trace_window import launch as d_launch
+from traceops.kernels.es_trace_window import launch as es_launch
+
+
+@pytest.fixture(scope='module')
+def recorded():
+    return resources.read_table()
+
+
+@pytest.mark.parametrize('case', resources.CASES, ids=lambda case: case.name.replace(' ', '-'))
+def test_resources(case, recorded, proof):
+    found, tile = resources.measure(case), case.call()[1].tile
+    assert found.stack == 0 and found.local == 0, 'registers are spilled'
+    assert found.shared <= resources.SHARED[case.generation][1], 'a block may not ask for that'
+    fit = resources.blocks_per_sm(found, tile.warps, case.generation)
+    assert fit >= tile.blocks_per_sm, 'the launch table claims more programs a multiprocessor'
+    if case.operation == 'd_trace_window' and 'S=3' not in case.form:
+        (*_, S), dtype = case.shapes[0]
+        of_a_thread = math.prod(tile.block) * S * np.dtype(dtype).itemsize // (32 * tile.warps)
+        assert found.wide >= 2 * (of_a_thread // 16), 'narrow accesses of the trace'
+    proof(case.name, f'{found.registers} registers, {found.shared} B shared',
+          f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
+          f'{tile.blocks_per_sm} claimed')
+    before = recorded[case.name]
+    worse = [f'{name}: {getattr(found, name)}, recorded {getattr(before, name)}'
+             for name in (field.name for field in dataclasses.fields(found))
+             if (getattr(found, name) < getattr(before, name) if name == 'wide'
+                 else getattr(found, name) > getattr(before, name))]
+    assert not worse, worse
+
+
+def test_every_entry_of_the_tables_is_tried():
+    """And nothing is recorded that is no longer tried."""
+    used = {(case.operation, case.generation, case.call()[1].tile) for case in resources.CASES}
+    for operation, table in (('adjoint_window', adjoint_launch.TABLE), (
+            'es_trace_window', es_launch.TABLE), ('d_trace_window', d_launch.TABLE)):
+        assert {(operation, key[0], tile) for key, tile in table.items()} <= used
+    assert {case.name for case in resources.CASES} == set(resources.read_table())
+
+
+def test_a_kernel_that_spills_is_seen(monkeypatch):
+    """The measure can fail: a tile too large for the registers of one warp."""
+    case = next(c for c in resources.CASES if c.operation == 'd_trace_window' and 'S=4' in c.form)
+    monkeypatch.setitem(d_launch.TABLE, (case.generation, 'float32', 4),
+                        d_launch.Tile((64, 64), warps=1))
+    found = resources.measure(case)
+    assert found.stack > 0 and found.local > 0
+
+
+def test_registers_and_shared_memory_bound_the_programs_on_a_multiprocessor():
+    r = resources.Resources(64, 0, 0, 0, 0, 0, 0)
+    assert resources.blocks_per_sm(r, 4, 90) == 8
+    assert resources.blocks_per_sm(dataclasses.replace(r, registers=65), 4, 90) == 7
+    assert resources.blocks_per_sm(dataclasses.replace(r, shared=100_000), 4, 90) == 2
+    assert resources.blocks_per_sm(dataclasses.replace(r, registers=16), 1, 90) == 32
+
+
+def test_names_are_unique():
+    names = [case.name for case in resources.CASES]
+    assert not [a for a, b in itertools.pairwise(sorted(names)) if a == b]

@@ -1,0 +1,64 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""``d_trace_window``: the reference against loops, and as a JAX primitive."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.ops import oracle
+from tests.ops.suites import DTraceWindowSuite, close, draw
+from traceops import ops
+
+
+class TestDTraceWindow(DTraceWindowSuite):
+    """The reference."""
+
+
+@pytest.mark.usefixtures('float64')
+def test_double_precision():
+    suite = DTraceWindowSuite()
+    operands = suite.operands(dtype=jnp.float64)
+    got = suite.run(*operands)
+    close(got, oracle.d_trace_window(*operands), 1e-14)
+
+
+class TestLeaving(DTraceWindowSuite):
+    """The signal paired with the trace that leaves."""
+
+    gradient = 'leaving'
+    test_matches_a_loop = test_narrow_storage = test_one_step_is_the_update = None
+    test_no_gradient = test_an_empty_batch = test_steps_make_a_window = None
+
+
+@pytest.mark.parametrize('position, shape, message', [
+    (0, (2, 5, 8), r'`trace` has shape .* it is \[B, I, O, S\]'),
+    (1, (3, 2, 6), r'`inputs` has shape .*i is 5 in `trace`'),
+    (2, (3, 2, 8, 3), r'`factor` has shape .*s is 2 in `trace`'),
+    (3, (2, 7, 2, 2), r'`transition` has shape .*o is 8 in `trace`'),
+    (4, (3, 8, 2), r'`signal` has shape .*b is 2 in `trace`'),
+])
+def test_a_wrong_shape_names_the_argument(position, shape, message):
+    operands = DTraceWindowSuite().operands()
+    operands[position] = jnp.zeros(shape)
+    with pytest.raises(ValueError, match=message):
+        ops.d_trace_window(*operands)
+
+
+def test_a_wrong_option_says_what_works():
+    with pytest.raises(ValueError, match="takes 'entering', 'leaving' or 'none'"):
+        ops.d_trace_window(*DTraceWindowSuite().operands(), gradient='both')
+
+
+def test_the_sum_over_lanes_makes_no_array_of_lanes():
+    """Upstream's vmap mode sums weight gradients over lanes: no [lanes, I, O] on the way."""
+    V, I, O, S = 16, 64, 96, 2  # noqa: E741
+    operands = [draw(0, V, 1, I, O, S), draw(1, V, 4, 1, I), draw(2, V, 4, 1, O, S),
+                draw(3, V, 1, O, S, S), draw(4, V, 1, O, S)]
+
+    def gradient(*a):
+        return jax.vmap(lambda *b: ops.d_trace_window(*b)[1])(*a).sum(0)
+    memory = jax.jit(gradient).lower(*operands).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < V * I * O * 4 / 2
+    want = sum(oracle.d_trace_window(*[a[v] for a in operands])[1] for v in range(V))
+    close(gradient(*operands), want, 2e-6)

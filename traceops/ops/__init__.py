@@ -1,0 +1,20 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The trace operations: JAX primitives with a reference everywhere and Triton kernels on GPUs.
+
+>>> from traceops import ops
+>>> ops.adjoint_window(signal, jacobian, [factor])        # doctest: +SKIP
+"""
+
+from traceops.ops.adjoint_window import adjoint_window
+from traceops.ops.choice import BackendError, BackendWarning, Decision
+from traceops.ops.d_trace_window import d_trace_update, d_trace_window
+from traceops.ops.es_trace_window import es_trace_update, es_trace_window
+from traceops.ops.report import OperationReport, Report, report, why
+from traceops.ops.trace_gradient import PRECISIONS, trace_gradient
+
+__all__ = [
+    'PRECISIONS', 'BackendError', 'BackendWarning', 'Decision', 'OperationReport', 'Report',
+    'adjoint_window', 'd_trace_update', 'd_trace_window', 'es_trace_update', 'es_trace_window',
+    'report', 'trace_gradient', 'why',
+]
