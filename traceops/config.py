@@ -34,6 +34,7 @@ ENVIRONMENT = {
     'carry_trace': 'TRACEOPS_CARRY_TRACE',
     'precision': 'TRACEOPS_PRECISION',
     'backend': 'TRACEOPS_BACKEND',
+    'two_phase': 'TRACEOPS_TWO_PHASE',
 }
 
 
@@ -55,6 +56,10 @@ class Settings:
     backend : {'auto', 'jax', 'triton'}
         What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
         fails; a backend that is named works or raises.
+    two_phase : bool or None
+        ``True``: the loop over time only simulates, and Jacobians, learning signals and losses
+        of all steps of a window are computed together after it. ``False``: step by step.
+        ``None``: together on a GPU, where the launches of a step cost more than its arithmetic.
     """
 
     window: int | None = None
@@ -62,6 +67,7 @@ class Settings:
     carry_trace: bool = True
     precision: str = 'highest'
     backend: str = 'auto'
+    two_phase: bool | None = None
 
     def __post_init__(self) -> None:
         for field, (legal, example, read) in _FIELDS.items():
@@ -114,6 +120,8 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'carry_trace': ('True or False', False, _flag),
     'precision': _one_of('highest', 'high', 'default'),
     'backend': _one_of('auto', 'jax', 'triton'),
+    'two_phase': ('True, False, or None to choose', True,
+                  lambda value: None if value is None else _flag(value)),
 }
 
 
@@ -128,9 +136,11 @@ _WORDS = {'1': True, 'true': True, 'yes': True, 'on': True,
 
 
 def _from_text(field: str, text: str) -> Any:
+    if field in ('window', 'two_phase') and text.lower() == 'none':
+        return None
     if field == 'window':
-        return None if text.lower() == 'none' else int(text)
-    if field == 'carry_trace':
+        return int(text)
+    if field in ('carry_trace', 'two_phase'):
         return _WORDS.get(text.lower(), text)
     return text
 

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
-from traceops.errors import TraceNotCarriedError
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
 from traceops.host.recorder import split_states
 from traceops.host.rules import make_rule
 from traceops.window.program import StepProgram, trace_step
-from traceops.window.schedule import bytes_of, choose_window, run_windows
+from traceops.window.schedule import choose_window, run_windows, run_windows_back
 
 __all__ = ['evolve', 'gradient']
 
@@ -61,7 +60,8 @@ def gradient(
         return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
     _check_states(learner, driver)
     weights = driver._seq_param_states if weights is None else weights
-    rule = make_rule(learner, lanes=driver is not learner)
+    at_once = _at_once(learner)
+    rule = make_rule(learner, driver is not learner, at_once)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
@@ -112,24 +112,35 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, s
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
+    def record_of(out: Any) -> Any:
+        return {**learner._recorder.read(out.pop('tape')), **out['record']}
+
     def digest(inner: Any, out: Any, before: dict[int, Any]) -> Any:
-        record = {**learner._recorder.read(out.pop('tape')), **out['record']}
+        record = record_of(out)
         inner, out['record'] = rule.digest(inner, record, before[id(learner.running_index)])
         return inner, out
 
     def after_window(carry: Any, inner: Any, out: Any, before: dict[int, Any]) -> Any:
         rule_carry, total = carry
-        index = before[id(learner.running_index)]
-        grads, rule_carry = rule.close(rule_carry, inner, out['record'], weight_vals, index)
+        index, record = before[id(learner.running_index)], out['record']
+        if rule.at_once:
+            inner, record = rule.digest_window(inner, record_of(out), index)
+        grads, rule_carry = rule.close(rule_carry, inner, record, weight_vals, index)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
                  for name, path in names.items()}
         return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
 
     zeros = {name: jax.tree.map(jnp.zeros_like, weight_vals[path])
              for name, path in names.items()}
-    (rule_carry, traced), sums, stacked = run_windows(
-        program, (sequences, mask), K, (rule.initial(), zeros), after_window,
-        lambda carry: rule.inner(carry[0]), digest)
+    xs, carry = (sequences, mask), (rule.initial(), zeros)
+    if learner._carries_trace or K == mask.shape[0]:
+        carry, sums, stacked = run_windows(
+            program, xs, K, carry, after_window, lambda carry: rule.inner(carry[0]),
+            None if rule.at_once else digest, rule.at_once)
+    else:
+        carry, sums, stacked = run_windows_back(
+            program, xs, K, after_window, carry, digest, at_once=rule.at_once)
+    rule_carry, traced = carry
     rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
     total = {k: jax.tree.map(jnp.add, direct[k], traced[k]) if k in traced and direct[k] is not None
@@ -163,7 +174,7 @@ def evolve(
     _check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm) or not learner._carries_trace:
         return as_upstream('no trace of the size of the weights is rolled')
-    rule = ParamDimRule(learner, lanes=driver is not learner)
+    rule = ParamDimRule(learner, driver is not learner)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
@@ -230,6 +241,12 @@ def _check_states(learner: Any, driver: Any) -> None:
                 f'shape: braintrace.compile(model, rule, example_input, batch_size=...).')
 
 
+def _at_once(learner: Any) -> bool:
+    """Whether the loop over time only simulates: as set, else where launches are what costs."""
+    two_phase = learner.traceops_settings.two_phase
+    return jax.default_backend() != 'cpu' if two_phase is None else two_phase
+
+
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     if length == 1 and isinstance(learner, upstream.ParamDimVjpAlgorithm) \
             and learner._carries_trace and rule.initial():
@@ -251,15 +268,7 @@ def _window_length(learner: Any, program: StepProgram, length: int) -> int:
             f'window={settings.window} is longer than the sequence of {length} steps. Make the '
             f'learner with traceops.configure(window={length}) or less, or window=None to have '
             f'it chosen.')
-    K = choose_window(length, program.record_bytes, settings.window, settings.memory_budget)
-    if K < length and not learner._carries_trace:
-        need = bytes_of(program.record_bytes * length)
-        raise TraceNotCarriedError(
-            f'{length} steps in windows of {K} need a trace between the windows, but this '
-            f'learner was made with carry_trace=False. Record the sequence in one window '
-            f"({need}) with traceops.configure(window=None, memory_budget='{need}'), or carry "
-            f'the trace with traceops.configure(carry_trace=True).')
-    return K
+    return choose_window(length, program.record_bytes, settings.window, settings.memory_budget)
 
 
 def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:

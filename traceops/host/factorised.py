@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView, stack_states
+from traceops.host.relations import RelationView, split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, following
 from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
+from traceops.ops import es_trace_window
 
 __all__ = ['FactorisedRule']
 
@@ -30,9 +31,10 @@ class FactorisedRule(Rule):
         """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
 
         The others (an embedding's indices) would be recorded as something larger (one-hot):
-        for them the filter moves to the output side (:func:`output_filter`).
+        for them the filter moves to the output side (:func:`output_filter`), as it does for all
+        where steps are digested at once.
         """
-        return tuple(dict.fromkeys(
+        return () if self.at_once else tuple(dict.fromkeys(
             v.x_key for v in self.views
             if v.has_input and upstream.x_representation(v.relation) is None))
 
@@ -59,11 +61,31 @@ class FactorisedRule(Rule):
                               for k, v in new.items()}
         return {'f': new, 'x': low_pass}, kept
 
+    def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        """The same for all steps at once: one operation for each factor."""
+        steps = jax.tree.leaves(record['D'])[0].shape[0]
+        indices = index + jnp.arange(steps)
+        if self.bypass:         # the factor of every step is needed, not only its product
+            def one(inner: Any, step: Any) -> Any:
+                return self.digest(inner, *step)
+            return jax.lax.scan(one, inner, (record, indices))
+        new, filtered, total = {}, {}, {}
+        for view in self.views:
+            for g in view.groups:
+                key = view.factor_key(g)
+                filtered[key], total[key], new[key] = es_trace_window(
+                    record['signal'][g], record['D'][g], record['f'][key], inner['f'][key],
+                    decay_x=self.learner.decay_x, decay_f=self.learner.decay_f,
+                    correction=self._correction(indices),
+                    backend=self.learner.traceops_settings.backend)
+        return ({'f': {k: split_states(v) for k, v in new.items()}, 'x': {}},
+                {'x': record['x'], 'filtered': filtered, 'total': total})
+
     def initial(self) -> Carry:
         """Both factors, as they enter."""
         learner = self.learner
         return {'x': {k: s.value for k, s in learner.etrace_xs.items()},
-                'f': {k: _split(s.value) for k, s in learner.etrace_dfs.items()}}
+                'f': {k: split_states(s.value) for k, s in learner.etrace_dfs.items()}}
 
     def store(self, carry: Carry) -> None:
         """Write both factors into the learner's states."""
@@ -76,34 +98,48 @@ class FactorisedRule(Rule):
               index: Any) -> tuple[Grads, Carry]:
         """Weight gradients of the window, and both factors after it."""
         grads: Grads = {}
-        first_correction = self._correction(index - 1)
         for view in self.views:
-            instant = before = None
-            for g in view.groups:
-                key = view.factor_key(g)
-                now = record['instant'][key]
-                if self.bypass:      # a signal on h_{t-1} pairs with the factors of step t-1
-                    late = _dot(tuple(following(b) for b in record['bypass'][g]),
-                                record['factor'][key])
-                    first = _dot(tuple(b[0] for b in record['bypass'][g]), carry['f'][key])
-                    first = first / first_correction.astype(first.dtype)
-                    before = first if before is None else before + first
-                    now = now + late
-                instant = now if instant is None else instant + now
-            view.add_to(grads, weight_vals,
-                        self._solve(view, carry, record, weight_vals, instant, before))
+            plain, filtered, before = self._cotangents(view, carry, record, index)
+            view.add_to(grads, weight_vals, self._solve(
+                view, carry, record, weight_vals, plain, filtered, before))
         return grads, self._leave(carry, inner, record)
 
+    def _cotangents(self, view: RelationView, carry: Carry, record: Any,
+                    index: Any) -> tuple[Any, Any, Any]:
+        """Of the outputs of an op: as they are, filtered, and those at the entering factors.
+
+        ``[T, ...]`` each (as they are: their sum over steps, ``[1, ...]``, where that is what
+        is known); ``None`` where there is nothing, or no need for it.
+        """
+        keys = [(g, view.factor_key(g)) for g in view.groups]
+        if 'total' in record:
+            return (sum(record['total'][key] for _, key in keys)[None],
+                    sum(record['filtered'][key] for _, key in keys), None)
+        plain = sum(record['instant'][key] for _, key in keys)
+        before = None
+        if self.bypass:          # a signal on h_{t-1} pairs with the factors of step t-1
+            correction = self._correction(index - 1)
+            before = 0.
+            for g, key in keys:
+                bypass, factors = record['bypass'][g], carry['f'][key]
+                plain = plain + _dot(tuple(following(b) for b in bypass), record['factor'][key])
+                first = _dot(tuple(b[0] for b in bypass), factors)
+                before = before + first / correction.astype(first.dtype)
+        if not view.has_input or view.x_key in self._filtered_while_simulating:
+            return plain, None, before
+        return plain, output_filter(plain, self.learner.decay_x), before
+
     def _solve(self, view: RelationView, carry: Carry, record: Any, weight_vals: Any,
-               instant: Any, before: Any) -> dict[str, Any]:
+               plain: Any, filtered: Any, before: Any) -> dict[str, Any]:
         x = record['x'].get(view.x_key)
-        named = view.gradient(weight_vals, x, instant, self.precision)
+        named = view.gradient(weight_vals, None if x is None else x[:plain.shape[0]], plain,
+                              self.precision)
         entering = dict.fromkeys(named, before)
-        if view.has_input and view.x_key not in self._filtered_while_simulating:
+        if view.has_input and filtered is not None:
             # the filter acts on the gradients that read the input, on no other
-            decay, r = self.learner.decay_x, output_filter(instant, self.learner.decay_x)
-            through = view.gradient(weight_vals, x, r, self.precision)
-            late = decay * r[0] if before is None else decay * r[0] + before
+            through = view.gradient(weight_vals, x, filtered, self.precision)
+            late = self.learner.decay_x * filtered[0]
+            late = late if before is None else late + before
             for key, reads in view.operands_reading_input(weight_vals).items():
                 if reads:
                     named[key], entering[key] = through[key], late
@@ -132,8 +168,15 @@ class FactorisedRule(Rule):
         return {'x': inputs, 'f': inner['f']}
 
     def _low_pass(self, a: Any, xs: Any, repr_of: Any) -> Any:
+        """The filtered input that leaves: of inputs that enter the filter as they are, one sum."""
+        decay = self.learner.decay_x
+        if repr_of is None:
+            weights = jnp.power(jnp.asarray(decay, a.dtype), jnp.arange(xs.shape[0], 0, -1) - 1)
+            late = (weights.reshape(-1, *(1,) * (xs.ndim - 1)) * xs).sum(0)
+            return (decay ** xs.shape[0] * a + late).astype(a.dtype)
+
         def step(a_: Any, x: Any) -> Any:
-            return (self.learner.decay_x * a_ + self._over_lanes(repr_of, x)).astype(a.dtype), None
+            return (decay * a_ + self._over_lanes(repr_of, x)).astype(a.dtype), None
         return jax.lax.scan(step, a, xs)[0]
 
     def _correction(self, index: Any) -> Any:
@@ -144,7 +187,3 @@ class FactorisedRule(Rule):
 
 def _dot(a: Any, b: Any) -> Any:
     return sum(x * y for x, y in zip(a, b, strict=True))
-
-
-def _split(value: Any) -> tuple[Any, ...]:
-    return tuple(value[..., i] for i in range(value.shape[-1]))

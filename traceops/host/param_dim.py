@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView, stack_rows, stack_states
+from traceops.host.relations import RelationView, split_states, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, Rule
+from traceops.kernels.es_trace_window.reference import output_filter
 from traceops.ops import adjoint_window
 from traceops.window.leaving import leaving_factors
 
@@ -23,8 +24,8 @@ _LARGE = 2 ** 16      # bytes of one sample's trace from which a pass goes sampl
 class ParamDimRule(Rule):
     """D-RTRL and everything on the per-parameter engine (e-prop's filter included)."""
 
-    def __init__(self, learner: Any, lanes: bool) -> None:
-        super().__init__(learner, lanes)
+    def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
+        super().__init__(learner, lanes, at_once)
         self.kappa = learner.config.kappa if learner.config.trace_filter == 'kappa' else None
         self.carried = learner.traceops_settings.carry_trace
 
@@ -48,15 +49,18 @@ class ParamDimRule(Rule):
 
     def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
               index: Any) -> tuple[Grads, Carry]:
-        """Weight gradients of the window, and the trace that leaves it."""
+        """Weight gradients of the window, and what the next one to be taken is given.
+
+        That is the trace, from window to window; or, where none is carried and windows are
+        taken from the last to the first, the signal that arrives at the end of the one before.
+        """
         grads: Grads = {}
         deltas: dict[int, Any] = {}
         entering, filtered = [], []
         for g, (signal, before) in self._signals(record).items():
             feeding = self._feeding(g)
-            out, *last = adjoint_window(
-                signal, record['D'][g], [record['f'][v.factor_key(g)] for v in feeding],
-                kappa=self.kappa, backend=self.learner.traceops_settings.backend)
+            factors = [record['f'][v.factor_key(g)] for v in feeding]
+            out, *last = self._adjoint(g, signal, record['D'][g], factors, carry)
             for view, delta in zip(feeding, out, strict=True):
                 known = deltas.get(id(view))
                 deltas[id(view)] = delta if known is None else known + delta
@@ -69,11 +73,26 @@ class ParamDimRule(Rule):
             view.add_to(grads, weight_vals,
                         view.gradient(weight_vals, x, deltas[id(view)], self.precision))
         signals = [entering, *([filtered] if self.kappa is not None else [])]
+        if not self.carried:
+            return grads, {'arriving': signals}
         more, carry = self._pass_trace(carry, signals if carry else None, record, weight_vals,
                                        self.kappa)
         for path, value in more.items():
             grads[path] = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads[path], value)
         return grads, carry
+
+    def _adjoint(self, g: int, signal: Any, jacobian: Any, factors: Any, carry: Carry) -> Any:
+        """The scan of one group: deltas, and the signals that pair with what enters."""
+        backend, kappa = self.learner.traceops_settings.backend, self.kappa
+        if 'arriving' not in carry:
+            return adjoint_window(signal, jacobian, factors, kappa=kappa, backend=backend)
+        adjoint, *low_pass = (split_states(a[g]) for a in carry['arriving'])
+        if kappa is not None:               # what arrives as adjoint is filtered already
+            signal = tuple(output_filter(a.at[-1].add(b), kappa)
+                           for a, b in zip(signal, low_pass[0], strict=True))
+        filtered = [stack_states([kappa * a[0] for a in signal])] if kappa is not None else []
+        signal = tuple(a.at[-1].add(b) for a, b in zip(signal, adjoint, strict=True))
+        return (*adjoint_window(signal, jacobian, factors, backend=backend), *filtered)
 
     def leave(self, carry: Carry, record: Any, weight_vals: Any) -> Carry:
         """The trace after a window that asks for no gradient; its filter does not move."""
@@ -82,8 +101,6 @@ class ParamDimRule(Rule):
     def _pass_trace(self, carry: Carry, signals: Any, record: Any, weight_vals: Any,
                     kappa: float | None) -> tuple[Grads, Carry]:
         """One pass over the trace: what it owes to ``signals``, and the trace that leaves."""
-        if not self.carried:
-            return {}, carry
         closed = [v for v in self.views
                   if upstream.chunk_rule(v.relation, self.learner.fast_solve) is not None]
         stepped = [v for v in self.views if v not in closed]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
-from traceops.host.relations import relation_views
+from traceops.host.relations import relation_views, split_states
 
 __all__ = ['Recorder']
 
@@ -93,7 +93,3 @@ class Recorder:
             'D': [tuple(split_states(D[..., i, :]) for i in range(D.shape[-1])) for D in h2h],
         }
 
-
-def split_states(array: Any) -> tuple[Any, ...]:
-    """A trailing axis of size ``S`` to ``S`` arrays."""
-    return tuple(array[..., i] for i in range(array.shape[-1]))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.window.weight_vjp import input_dependent, weight_vjp
 
-__all__ = ['RelationView', 'relation_views', 'stack_states']
+__all__ = ['RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states']
 
 
 def stack_states(arrays: Any) -> Any:
@@ -24,6 +24,11 @@ def stack_states(arrays: Any) -> Any:
 def stack_rows(rows: Any) -> Any:
     """``S x S`` arrays to upstream's layout, two trailing axes."""
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def split_states(array: Any) -> tuple[Any, ...]:
+    """A trailing axis of size ``S`` to ``S`` arrays."""
+    return tuple(array[..., i] for i in range(array.shape[-1]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,8 +35,10 @@ def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
 
 
 class Rule:
-    def __init__(self, learner: Any, lanes: bool) -> None:
-        self.learner, self.lanes = learner, lanes
+    """Of a learner, with or without lanes; ``at_once``: steps are digested together."""
+
+    def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
+        self.learner, self.lanes, self.at_once = learner, lanes, at_once
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
 
@@ -59,6 +61,10 @@ class Rule:
 
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """One step's record: fold some of it into ``inner``, keep the rest."""
+        return inner, record
+
+    def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+        """The same for the record of a window, ``[T, ...]``; ``index`` is that of its start."""
         return inner, record
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:

@@ -13,8 +13,16 @@ from traceops.host.param_dim import ParamDimRule
 __all__ = ['make_rule']
 
 
-def make_rule(learner: Any, lanes: bool) -> ParamDimRule | FactorisedRule:
-    """The rule of a learner's engine. ``lanes``: the learner runs under ``vmap``."""
-    if isinstance(learner, upstream.IODimVjpAlgorithm):
-        return FactorisedRule(learner, lanes)
-    return ParamDimRule(learner, lanes)
+def make_rule(learner: Any, lanes: bool, at_once: bool) -> ParamDimRule | FactorisedRule:
+    """The rule of a learner's engine.
+
+    Parameters
+    ----------
+    learner : braintrace learner
+    lanes : bool
+        It runs under ``vmap``.
+    at_once : bool
+        The steps of a window are digested together, not one by one.
+    """
+    factorised = isinstance(learner, upstream.IODimVjpAlgorithm)
+    return (FactorisedRule if factorised else ParamDimRule)(learner, lanes, at_once)

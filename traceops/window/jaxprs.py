@@ -4,39 +4,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['backward_slice', 'depends_on', 'is_zero', 'restrict', 'value_if_constant']
+__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'part',
+           'value_if_constant']
+
+#: Calls of a program within a program, and the parameter that holds it.
+_CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
+          'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
 
 
-def backward_slice(jaxpr: Jaxpr, outvars: Iterable[Any]) -> tuple[list[Any], set[Any]]:
-    """The equations that ``outvars`` need, in order, and every variable they read."""
+def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
+         eqns: Sequence[Any]) -> Callable[..., list[Any]]:
+    """Some equations of a program as a function from ``invars`` to ``outvars``."""
+    jaxpr = _rebuilt(closed.jaxpr, invars, outvars, eqns)
+
+    def run(*inputs: Any) -> list[Any]:
+        out = jax.core.eval_jaxpr(jaxpr, closed.consts, *inputs)
+        return [jnp.asarray(a, v.aval.dtype) if isinstance(v, Literal) else a
+                for v, a in zip(outvars, out, strict=True)]
+    return run
+
+
+def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program without nested calls (for one that is not differentiated any more)."""
+    return jax.make_jaxpr(lambda *inputs: _without_calls(closed.jaxpr, closed.consts, inputs))(
+        *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars))
+
+
+def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else env[var]
+
+    for eqn in jaxpr.eqns:
+        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ''))
+        if inner is not None:
+            results = _without_calls(inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
+        else:
+            read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
+            alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
+            results = jax.core.eval_jaxpr(alone, (), *map(read, read_by))
+        env.update(zip(eqn.outvars, results, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def backward_slice(jaxpr: Jaxpr, outvars: Iterable[Any],
+                   given: Set[Any] = frozenset(),
+                   effects: bool = False) -> tuple[list[Any], set[Any]]:
+    """The equations that ``outvars`` need, in order, and every variable they read.
+
+    Equations whose results are ``given`` are not among them; with ``effects``, those that do
+    something besides computing are.
+    """
     needed = {v for v in outvars if not isinstance(v, Literal)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
-        if any(v in needed for v in eqn.outvars):
+        if (effects and eqn.effects) or any(v in needed and v not in given for v in eqn.outvars):
             kept.append(eqn)
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
     return kept[::-1], needed
 
 
-def restrict(closed: ClosedJaxpr, outputs: Sequence[int]) -> ClosedJaxpr:
-    """``closed`` with only the outputs at these positions, and only the equations they need."""
-    outvars = [closed.jaxpr.outvars[i] for i in outputs]
-    eqns, _ = backward_slice(closed.jaxpr, outvars)
-    return ClosedJaxpr(_rebuilt(closed.jaxpr, eqns, outvars), closed.consts)
-
-
-def _rebuilt(jaxpr: Jaxpr, eqns: Sequence[Any], outvars: Sequence[Any]) -> Jaxpr:
-    debug = jaxpr.debug_info
-    with_results = getattr(debug, 'with_unknown_names', None)
-    return Jaxpr(jaxpr.constvars, jaxpr.invars, outvars, eqns, jaxpr.effects,
-                 with_results() if with_results is not None else debug)
+def _rebuilt(jaxpr: Jaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any],
+             constvars: Sequence[Any] | None = None) -> Jaxpr:
+    debug = jaxpr.debug_info.with_unknown_names()       # other inputs and outputs
+    return Jaxpr(jaxpr.constvars if constvars is None else constvars, list(invars),
+                 list(outvars), list(eqns), jaxpr.effects, debug)
 
 
 def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:
@@ -86,7 +127,7 @@ def value_if_constant(closed: ClosedJaxpr, output: int, known: dict[int, Any]) -
     if any(isinstance(c, jax.core.Tracer) and v in needed
            for v, c in zip(jaxpr.constvars, closed.consts, strict=True)):
         return None
-    sub = _rebuilt(jaxpr, eqns, [out])
+    sub = _rebuilt(jaxpr, jaxpr.invars, [out], eqns)
     args = [known.get(i, np.zeros(v.aval.shape, v.aval.dtype)) if v in needed else 0
             for i, v in enumerate(jaxpr.invars)]
     with jax.ensure_compile_time_eval():

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceops.window.jaxprs import is_zero, value_if_constant
+from traceops.window.jaxprs import inlined, is_zero, value_if_constant
+from traceops.window.phases import Phases, split_step
 
 __all__ = ['StepProgram', 'trace_step']
 
@@ -35,23 +36,15 @@ class StepProgram:
         Bytes that one step adds to the record.
     """
 
-    function: Any
+    phases: Phases
     states: tuple[Any, ...]
-    written: tuple[bool, ...]
-    tape: tuple[Any, ...]
+    carried: tuple[int, ...]
     summed: tuple[int, ...]
-    sum_tree: Any
     sum_avals: tuple[Any, ...]
+    out_tree: Any
+    slices: int
     count: int | None
     record_bytes: int
-
-    def _is_carried(self, i: int) -> bool:
-        return self.written[i] and not any(self.states[i] is t for t in self.tape)
-
-    @property
-    def carried(self) -> tuple[int, ...]:
-        """Positions of the states that pass from step to step."""
-        return tuple(i for i in range(len(self.states)) if self._is_carried(i))
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
@@ -68,32 +61,50 @@ class StepProgram:
             self.states[i].value = value
 
     def scan(self, states: Any, sums: Any, xs: Any, inner: Any = (),
-             digest: Callable[..., Any] | None = None) -> tuple[Any, Any, Any, Any]:
+             digest: Callable[..., Any] | None = None,
+             at_once: bool = False) -> tuple[Any, Any, Any, Any]:
         """Run the step over ``xs``: new states, new sums, what ``digest`` carried, outputs.
 
         ``digest(inner, outputs, states before the step) -> (inner, outputs)`` sees each step's
-        outputs before they are stacked: what it folds away is never stored.
+        outputs before they are stacked: what it folds away is never stored. With ``at_once``
+        the loop only simulates, all steps are replayed together after it, and nothing is folded.
         """
-        constants = [s.value for s in self.states]
+        constant = self._constant()
 
         def body(carry: Any, x: Any) -> Any:
             states, sums, inner = carry
-            before = self.by_id(states)
-            values = list(constants)
-            for i, v in zip(self.carried, states, strict=True):
-                values[i] = v
-            new, out = self.function.jaxpr_call(values, *x)
-            leaves = jax.tree.leaves(out.pop('sum'))
-            sums = tuple(a + leaves[i] for a, i in zip(sums, self.summed, strict=True))
-            by_id = {id(s): v for s, v in zip(self.states, new, strict=True)}
-            out['tape'] = tuple(by_id[id(t)] for t in self.tape)
-            states = tuple(_like(new[i], values[i]) for i in self.carried)
+            varying = [*jax.tree.leaves(x), *jax.tree.leaves(states)]
+            if at_once:
+                new, kept = self.phases.simulate(constant, varying)
+                return (_like(new, states), sums, inner), kept
+            new, stacked, more = self.phases.step(constant, varying)
+            sums = tuple(a + b for a, b in zip(sums, more, strict=True))
+            out = self.out_tree.unflatten(stacked)
             if digest is not None:
-                inner, out = digest(inner, out, before)
-            return (states, sums, inner), out
+                inner, out = digest(inner, out, self.by_id(states))
+            return (_like(new, states), sums, inner), out
 
         (states, sums, inner), out = jax.lax.scan(body, (states, sums, inner), xs)
+        if at_once:
+            stacked, more = self.phases.replay(constant, out)
+            sums = tuple(a + b for a, b in zip(sums, more, strict=True))
+            out = self.out_tree.unflatten(stacked)
         return states, sums, inner, out
+
+    def advance(self, states: Any, xs: Any) -> Any:
+        """The states after ``xs``; nothing is recorded."""
+        constant = self._constant()
+
+        def body(states: Any, x: Any) -> Any:
+            new, _ = self.phases.simulate(
+                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
+            return _like(new, states), None
+
+        return jax.lax.scan(body, states, xs)[0]
+
+    def _constant(self) -> list[Any]:
+        leaves = jax.tree.leaves([s.value for s in self.states])
+        return [leaves[i - self.slices] for i in self.phases.constant]
 
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
         """The sums in the structure of ``like``; ``None`` where the step never adds anything."""
@@ -118,8 +129,9 @@ def _filled(tree: Any, like: Any) -> Any:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """A carried value with the dtype it came in with (a weak type would not close the loop)."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.asarray(b).dtype), new, old)
+    """Carried leaves as what came in: a weak type would not close the loop."""
+    leaves, tree = jax.tree.flatten(old)
+    return tree.unflatten([jnp.asarray(a, b.dtype) for a, b in zip(new, leaves, strict=True)])
 
 
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
@@ -147,38 +159,53 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     states, written = tuple(trace.states), tuple(trace.been_writen)
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, written, strict=True))
-    closed = function.get_jaxpr_by_cache(key)
+    closed = inlined(function.get_jaxpr_by_cache(key))
     out, new_states = function.get_out_shapes_by_cache(key)
     positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
         range(len(closed.jaxpr.outvars)))
-    sums = jax.tree.leaves(positions['sum'])
+    sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(out.pop('sum'))
     summed = tuple(i for i, p in enumerate(sums) if not is_zero(closed, p))
-    avals = jax.tree.leaves(out['sum'])
-    recorded = [out['record']] + [v for s, v in zip(states, new_states, strict=True)
-                                  if any(s is t for t in tape)]
+    of_tape = [_position(t, states) for t in tape]
+    positions['tape'] = tuple(new_positions[i] for i in of_tape)
+    recorded = [out['record'], *(new_states[i] for i in of_tape)]
+    carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
+    stacked, out_tree = jax.tree.flatten(positions)
+
+    n_slices = len(jax.tree.leaves(slices))
+    places = _places(states, n_slices)
+    varying = [*range(n_slices), *(p for i in carried for p in places[i])]
+    phases = split_step(
+        closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
+        stacked=stacked, summed=[sums[i] for i in summed])
+    counter_at = _position(counter, states)
     return StepProgram(
-        function=function, states=states, written=written, tape=tuple(tape), summed=summed,
-        sum_tree=jax.tree.structure(out['sum']), sum_avals=tuple(avals[i] for i in summed),
-        count=_count(closed, len(jax.tree.leaves(slices)), states, written, new_positions,
-                     counter),
+        phases=phases, states=states, carried=carried, summed=summed,
+        sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
+        count=_count(closed, written[counter_at], places[counter_at][0],
+                     jax.tree.leaves(new_positions[counter_at])[0]),
         record_bytes=sum(int(np.prod(a.shape)) * a.dtype.itemsize
                          for a in jax.tree.leaves(recorded)))
 
 
-def _count(closed: Any, n_args: int, states: Any, written: Any, positions: Any,
-           counter: Any) -> int | None:
+def _position(state: Any, states: Sequence[Any]) -> int:
+    return next(i for i, s in enumerate(states) if s is state)
+
+
+def _places(states: Sequence[Any], first: int) -> list[range]:
+    """Of each state, where its leaves are among the inputs of the step."""
+    places = []
+    for state in states:
+        places.append(range(first, first + len(jax.tree.leaves(state.value))))
+        first = places[-1].stop
+    return places
+
+
+def _count(closed: Any, written: bool, place: int, position: int) -> int | None:
     """How much one step adds to the counter, where the program alone determines it."""
-    place = n_args
-    for state, write, position in zip(states, written, positions, strict=True):
-        leaves = jax.tree.leaves(state.value)
-        if state is counter:
-            if not write:
-                return 0
-            aval = closed.jaxpr.invars[place].aval
-            value = value_if_constant(closed, jax.tree.leaves(position)[0],
-                                      {place: np.zeros(aval.shape, aval.dtype)})
-            if value is None or np.unique(np.asarray(value)).size != 1:
-                return None
-            return int(np.ravel(np.asarray(value))[0])
-        place += len(leaves)
-    return 0
+    if not written:
+        return 0
+    aval = closed.jaxpr.invars[place].aval
+    value = value_if_constant(closed, position, {place: np.zeros(aval.shape, aval.dtype)})
+    if value is None or np.unique(np.asarray(value)).size != 1:
+        return None
+    return int(np.ravel(np.asarray(value))[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from traceops.window.program import StepProgram
 
-__all__ = ['bytes_of', 'choose_window', 'run_windows']
+__all__ = ['choose_window', 'run_windows', 'run_windows_back']
 
 
 def choose_window(length: int, step_bytes: int, window: int | None, budget: int) -> int:
@@ -30,15 +30,11 @@ def choose_window(length: int, step_bytes: int, window: int | None, budget: int)
     return longest
 
 
-def bytes_of(n: int) -> str:
-    """A size as the settings take it, rounded up."""
-    return f'{-(-n // 2 ** 20)}MiB'
-
-
 def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
                 after_window: Callable[[Any, Any, Any, dict[int, Any]], Any],
                 inner_of: Callable[[Any], Any] = lambda carry: (),
-                digest: Callable[..., Any] | None = None) -> tuple[Any, Any, Any]:
+                digest: Callable[..., Any] | None = None,
+                at_once: bool = False) -> tuple[Any, Any, Any]:
     """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
 
     Parameters
@@ -54,8 +50,8 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     after_window : callable
         ``(carry, inner, stacked outputs of the window, states before it) -> (carry, kept
         outputs)``.
-    inner_of, digest : callable, optional
-        What is folded step by step inside the window (see :meth:`StepProgram.scan`).
+    inner_of, digest, at_once : optional
+        What is folded step by step inside the window, or not (see :meth:`StepProgram.scan`).
 
     Returns
     -------
@@ -63,42 +59,95 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
         ``sums`` are the outputs that add up over steps; ``outputs`` are concatenated over
         windows, ``[T, ...]``.
     """
-    length = jax.tree.leaves(xs)[0].shape[0]
     states, sums = program.initial()
 
     def window(full: Any, xs_w: Any) -> Any:
         states, sums, carry = full
         before = program.by_id(states)
-        states, sums, inner, out = program.scan(states, sums, xs_w, inner_of(carry), digest)
+        states, sums, inner, out = program.scan(
+            states, sums, xs_w, inner_of(carry), digest, at_once)
         carry, kept = after_window(carry, inner, out, before)
         return (states, sums, carry), kept
 
-    full = (states, sums, carry)
-    whole, rest = divmod(length, K)
-    outputs = []
-    head = jax.tree.map(lambda a: a[:whole * K].reshape(whole, K, *a.shape[1:]), xs)
-    if whole > 1 and _same_shape(window, full, head):
-        full, out = jax.lax.scan(window, full, head)
-        outputs.append(jax.tree.map(lambda a: a.reshape(whole * K, *a.shape[2:]), out))
-    elif whole:
+    full, outputs = (states, sums, carry), []
+    head, rest = _cut(xs, K)
+    count = _length(head)
+    if count == 1 or (count and _changes(window, full, head)):
         full, out = window(full, jax.tree.map(lambda a: a[0], head))
+        outputs.append(jax.tree.map(lambda a: a[None], out))
+        head, count = jax.tree.map(lambda a: a[1:], head), count - 1
+    if count:
+        full, out = jax.lax.scan(window, full, head)
         outputs.append(out)
-        if whole > 1:
-            later = jax.tree.map(lambda a: a[1:], head)
-            full, out = jax.lax.scan(window, full, later)
-            outputs.append(jax.tree.map(lambda a: a.reshape((whole - 1) * K, *a.shape[2:]), out))
-    if rest:
-        full, out = window(full, jax.tree.map(lambda a: a[whole * K:], xs))
-        outputs.append(out)
+    if rest is not None:
+        full, out = window(full, rest)
+        outputs.append(jax.tree.map(lambda a: a[None], out))
     states, sums, carry = full
     program.store(states)
-    stacked = outputs[0] if len(outputs) == 1 else jax.tree.map(
-        lambda *parts: jnp.concatenate(parts), *outputs)
-    return carry, sums, stacked
+    return carry, sums, _joined(outputs)
 
 
-def _same_shape(window: Any, full: Any, head: Any) -> bool:
-    """Whether the carry keeps its structure (a trace that starts as nothing does not)."""
-    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), head)
+def run_windows_back(program: StepProgram, xs: Any, K: int,
+                     after_window: Callable[[Any, Any, Any, dict[int, Any]], Any], carry: Any,
+                     digest: Callable[..., Any] | None = None,
+                     at_once: bool = False) -> tuple[Any, Any, Any]:
+    """The same with the windows taken from the last to the first.
+
+    The states at the start of each window are kept from a first run that only simulates; each
+    window is simulated again when its turn comes. ``carry`` then passes from a window to the
+    one before it. Parameters and results as for :func:`run_windows`.
+    """
+    states, sums = program.initial()
+    head, rest = _cut(xs, K)
+
+    def ahead(states: Any, xs_w: Any) -> Any:
+        return program.advance(states, xs_w), states
+
+    states, starts = jax.lax.scan(ahead, states, head)
+
+    def window(full: Any, given: Any) -> Any:
+        (_, sums, carry), (states, xs_w) = full, given
+        before = program.by_id(states)
+        states, sums, _, out = program.scan(
+            states, sums, xs_w, (), None if at_once else digest, at_once)
+        carry, kept = after_window(carry, (), out, before)
+        return (states, sums, carry), kept
+
+    full, outputs = (states, sums, carry), []
+    if rest is not None:
+        full, out = window(full, (states, rest))
+        outputs.append(jax.tree.map(lambda a: a[None], out))
+    states = full[0]
+    if _changes(window, full, (starts, head)):      # nothing arrives at the last: zeros do
+        first = jax.tree.map(lambda a: a[0], (starts, head))
+        (_, _, arriving), _ = jax.eval_shape(window, full, first)
+        full = (*full[:2], jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arriving))
+    (_, sums, carry), out = jax.lax.scan(window, full, (starts, head), reverse=True)
+    program.store(states)
+    return carry, sums, _joined([out, *outputs])
+
+
+def _cut(xs: Any, K: int) -> tuple[Any, Any]:
+    """Whole windows, ``[windows, K, ...]``, and the shorter last one or ``None``."""
+    whole, rest = divmod(_length(xs), K)
+    head = jax.tree.map(lambda a: a[:whole * K].reshape(whole, K, *a.shape[1:]), xs)
+    return head, jax.tree.map(lambda a: a[whole * K:], xs) if rest else None
+
+
+def _length(xs: Any) -> int:
+    return int(jax.tree.leaves(xs)[0].shape[0])
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """Outputs of windows, ``[windows, K, ...]`` each, as one sequence."""
+    flat = [jax.tree.map(
+        lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), out) for out in outputs]
+    return flat[0] if len(flat) == 1 else jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), *flat)
+
+
+def _changes(window: Any, full: Any, given: Any) -> bool:
+    """Whether a window changes the structure of the carry (it starts as nothing)."""
+    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
     out, _ = jax.eval_shape(window, full, first)
-    return jax.tree.structure(out) == jax.tree.structure(full)
+    return bool(jax.tree.structure(out) != jax.tree.structure(full))

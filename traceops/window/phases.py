@@ -1,0 +1,211 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A step in two phases: what the next step waits for, and what can be had afterwards.
+
+*Simulate* computes the states that pass from step to step. *Replay* computes everything else
+(losses, learning signals, factors, Jacobians) from the inputs of the step and from the values
+that would be dear to compute twice, which simulate keeps. Replay of one step needs no other
+step, so all steps are replayed at once, after the loop over time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal
+
+from traceops.window.jaxprs import backward_slice, part
+
+__all__ = ['Phases', 'split_step']
+
+#: Computed again rather than kept: one pass over their operands, fused with what reads them.
+_CHEAP = frozenset('''
+    abs add add_any and broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p
+    cos div eq erf exp exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log log1p
+    logistic lt max min mul ne neg nextafter not or pow real_p rem reshape round rsqrt select_n
+    sign sin slice split sqrt square squeeze stop_gradient sub tan tanh transpose xor
+'''.split())
+
+#: Linear in their only operand, axis 0 of which may be summed before or after.
+_LINEAR = frozenset(
+    'broadcast_in_dim convert_element_type copy neg reduce_sum reshape squeeze transpose'.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Phases:
+    """A step cut in two; positions are those of the step's inputs and outputs.
+
+    Attributes
+    ----------
+    varying : tuple of int
+        Inputs that differ from step to step; the others are *constant*.
+    carried, stacked, summed : tuple of int
+        Outputs that pass on to the next step, that are wanted of each step, and that are wanted
+        added up over steps.
+    kept : tuple of variables
+        What replay reads that differs from step to step: inputs, and results of simulate.
+    """
+
+    closed: ClosedJaxpr
+    varying: tuple[int, ...]
+    carried: tuple[int, ...]
+    stacked: tuple[int, ...]
+    summed: tuple[int, ...]
+    kept: tuple[Any, ...]
+    simulation: tuple[Any, ...]
+    replayed: tuple[Any, ...]
+
+    @property
+    def constant(self) -> tuple[int, ...]:
+        """Inputs that are the same at every step."""
+        return tuple(i for i in range(len(self.closed.jaxpr.invars)) if i not in self.varying)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that one step keeps for its replay."""
+        return sum(v.aval.size * v.aval.dtype.itemsize for v in self.kept)
+
+    def _in(self, positions: Iterable[int]) -> list[Any]:
+        return [self.closed.jaxpr.invars[i] for i in positions]
+
+    def _out(self, positions: Iterable[int]) -> list[Any]:
+        return [self.closed.jaxpr.outvars[i] for i in positions]
+
+    def step(self, constant: Sequence[Any],
+             varying: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The carried, the stacked and the summed outputs of one step, in one go."""
+        wanted = (self.carried, self.stacked, self.summed)
+        run = part(self.closed, self._in((*self.constant, *self.varying)),
+                   self._out(i for places in wanted for i in places), self.closed.jaxpr.eqns)
+        out = iter(run(*constant, *varying))
+        carried, stacked, summed = ([next(out) for _ in places] for places in wanted)
+        return carried, stacked, summed
+
+    def simulate(self, constant: Sequence[Any],
+                 varying: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The carried outputs of one step, and what its replay will read."""
+        run = part(self.closed, self._in((*self.constant, *self.varying)),
+                   [*self._out(self.carried), *self.kept], self.simulation)
+        out = run(*constant, *varying)
+        return out[:len(self.carried)], out[len(self.carried):]
+
+    def replay(self, constant: Sequence[Any],
+               kept: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The stacked outputs of all steps and the summed ones, from ``kept``, ``[T, ...]``.
+
+        A sum over steps of a product (the gradient of a plain weight) becomes one product that
+        contracts the steps too: no array of steps x weights appears.
+        """
+        totals = _Totals(self)
+        run = part(self.closed, [*self._in(self.constant), *self.kept],
+                   [*self._out(self.stacked), *totals.needed], self.replayed)
+        values = jax.vmap(lambda *step: run(*constant, *step))(*kept)
+        stacked, stacks = values[:len(self.stacked)], values[len(self.stacked):]
+        fixed = part(self.closed, self._in(self.constant), totals.fixed, [
+            e for e in self.replayed if not any(v in totals.varies for v in e.outvars)])
+        env = dict(zip(totals.fixed, fixed(*constant), strict=True))
+        by_var = dict(zip(totals.needed, stacks, strict=True))
+        return stacked, [totals.of(v, by_var, env) for v in self._out(self.summed)]
+
+
+class _Totals:
+    """Sums over steps, taken as early as linearity allows.
+
+    Attributes
+    ----------
+    needed, fixed : list of variables
+        Those whose stacks are needed, and those the same at every step.
+    """
+
+    def __init__(self, phases: Phases) -> None:
+        self.producer = {v: e for e in phases.replayed for v in e.outvars}
+        self.varies = {phases.closed.jaxpr.invars[i] for i in phases.varying} | set(phases.kept)
+        for eqn in phases.replayed:
+            if any(self._varies(v) for v in eqn.invars):
+                self.varies.update(eqn.outvars)
+        self.needed: list[Any] = []
+        self.fixed: list[Any] = []
+        for i in phases.summed:
+            self._collect(phases.closed.jaxpr.outvars[i])
+
+    def _varies(self, var: Any) -> bool:
+        return not isinstance(var, Literal) and var in self.varies
+
+    def _way(self, var: Any) -> str:
+        """How the sum of a variable is had: from sums, from stacks, or from its own stack."""
+        eqn = self.producer.get(var) if self._varies(var) else None
+        if eqn is None:
+            return 'itself'
+        name, vary = eqn.primitive.name, [self._varies(v) for v in eqn.invars]
+        if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact):
+            return 'itself'
+        if name in _LINEAR or (name in ('add', 'add_any', 'sub') and all(vary)):
+            return 'sums'
+        if (name in ('mul', 'dot_general') and sum(vary) == 1) or (
+                name == 'div' and vary == [True, False]):
+            return 'sums'
+        return 'product' if name == 'dot_general' else 'itself'
+
+    def _collect(self, var: Any) -> None:
+        way = self._way(var)
+        if way == 'itself':
+            self.needed += [] if var in self.needed else [var]
+            return
+        for v in self.producer[var].invars:
+            if not self._varies(v):
+                self.fixed += [] if isinstance(v, Literal) or v in self.fixed else [v]
+            elif way == 'sums':
+                self._collect(v)
+            else:
+                self.needed += [] if v in self.needed else [v]
+
+    def of(self, var: Any, stacks: dict[Any, Any], fixed: dict[Any, Any]) -> Any:
+        way = self._way(var)
+        if way == 'itself':
+            return stacks[var].sum(0).astype(var.aval.dtype)
+        eqn = self.producer[var]
+        if way == 'sums':
+            operands = [self.of(v, stacks, fixed) if self._varies(v)
+                        else v.val if isinstance(v, Literal) else fixed[v] for v in eqn.invars]
+            return eqn.primitive.bind(*operands, **eqn.params)
+        contracted, batch = eqn.params['dimension_numbers']
+        later = [tuple(d + 1 for d in dims) for dims in (*contracted, *batch)]
+        numbers = (((0, *later[0]), (0, *later[1])), (later[2], later[3]))
+        return eqn.primitive.bind(*(stacks[v] for v in eqn.invars),
+                                  **{**eqn.params, 'dimension_numbers': numbers})
+
+
+def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
+               stacked: Sequence[int], summed: Sequence[int]) -> Phases:
+    """Cut a step in two.
+
+    Parameters
+    ----------
+    closed : ClosedJaxpr
+        The step, without nested calls (see :func:`traceops.window.jaxprs.inlined`).
+    varying : iterable of int
+        Inputs that differ from step to step; the others are the same in all.
+    carried, stacked, summed : sequence of int
+        Outputs, as in :class:`Phases`.
+    """
+    jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
+    outvars = [jaxpr.outvars[i] for i in (*stacked, *summed)]
+    in_order = [e for e in backward_slice(jaxpr, outvars)[0] if _is_random(e)]
+    simulation, _ = backward_slice(
+        jaxpr, [*(jaxpr.outvars[i] for i in carried), *(v for e in in_order for v in e.outvars)],
+        effects=True)
+    dear = {v for e in simulation if e.primitive.name not in _CHEAP for v in e.outvars}
+    replayed, needed = backward_slice(jaxpr, outvars, given=dear)
+    kept = (*(jaxpr.invars[i] for i in varying if jaxpr.invars[i] in needed),
+            *(v for e in simulation for v in e.outvars if v in dear and v in needed))
+    return Phases(closed, varying, tuple(carried), tuple(stacked), tuple(summed), kept,
+                  tuple(simulation), tuple(replayed))
+
+
+def _is_random(eqn: Any) -> bool:
+    """Drawn in the loop: some generators give other numbers to many keys at once."""
+    return eqn.primitive.name.startswith(('random_', 'rng_'))
