@@ -234,11 +234,18 @@ class TestWithoutCarrying:
             call(ours)
         assert ours.learner(ours.x[0]).shape == (4, 2)      # looking forward needs none
 
-    def test_two_windows_need_a_trace(self):
-        with traceops.configured(carry_trace=False, window=2):
-            ours = start(traceops.compile, LIF, 'd_rtrl', 5)
-        with pytest.raises(TraceNotCarriedError, match='memory_budget'):
-            ours.grad()
+    @pytest.mark.parametrize('two_phase', [False, True])
+    @pytest.mark.parametrize('rule, vmap', [('d_rtrl', False), ('d_rtrl', True), ('eprop', False)])
+    def test_windows_are_taken_from_the_last(self, float64, rule, vmap, two_phase):
+        """7 steps in windows of 3, and 6 in windows of 2: no trace between them, same gradient."""
+        for steps, window in ((7, 3), (6, 2)):
+            upstream, ours = pair(NETS['alif'], rule, steps, vmap, window=window,
+                                  carry_trace=False, two_phase=two_phase)
+            want, got = both(upstream, ours, lambda run: run.grad())
+            assert_close(want, got, 1e-10, nonzero=True)
+            assert_close(upstream.states()['model'], ours.states()['model'], 1e-10)
+            assert ours.inner.running_index.value == steps
+            assert not ours.inner.etrace_bwg
 
     def test_no_array_of_batch_inputs_outputs(self):
         """From the compiled program: 4 x 9 x 6 elements appear only where a trace is carried."""

@@ -101,12 +101,13 @@ class Phases:
         contracts the steps too: no array of steps x weights appears.
         """
         totals = _Totals(self)
-        run = part(self.closed, [*self._in(self.constant), *self.kept],
-                   [*self._out(self.stacked), *totals.needed], self.replayed)
+        wanted = [*self._out(self.stacked), *totals.needed]
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(self.kept))
+        run = part(self.closed, [*self._in(self.constant), *self.kept], wanted, eqns)
         values = jax.vmap(lambda *step: run(*constant, *step))(*kept)
         stacked, stacks = values[:len(self.stacked)], values[len(self.stacked):]
-        fixed = part(self.closed, self._in(self.constant), totals.fixed, [
-            e for e in self.replayed if not any(v in totals.varies for v in e.outvars)])
+        eqns, _ = backward_slice(self.closed.jaxpr, totals.fixed)
+        fixed = part(self.closed, self._in(self.constant), totals.fixed, eqns)
         env = dict(zip(totals.fixed, fixed(*constant), strict=True))
         by_var = dict(zip(totals.needed, stacks, strict=True))
         return stacked, [totals.of(v, by_var, env) for v in self._out(self.summed)]

@@ -1,0 +1,98 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A step cut in two phases gives what the step in one go gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from traceops.window.jaxprs import inlined
+from traceops.window.phases import split_step
+
+T, B, N = 6, 3, 4
+
+
+def step(x, h, key, seen, W, b):
+    """One step; h and key are carried, y is wanted of each, and the gradient of W summed."""
+    key, now = jax.random.split(key)
+    pre = h @ W + x
+    new = jnp.tanh(pre) + 0.1 * jax.random.normal(now, h.shape)
+    loss, grad = jax.value_and_grad(
+        lambda W: (2. * (jnp.cos(h @ W + b) ** 2) / seen).sum())(W)
+    count = (new > 0).sum().astype(float)
+    return new, key, loss, jnp.exp(pre), grad, -count, grad.T @ b
+
+
+CARRIED, STACKED, SUMMED = (0, 1), (2, 3), (4, 5, 6)
+
+
+@pytest.fixture
+def phases_and_values():
+    rng = np.random.RandomState(0)
+    draw = lambda *shape: jnp.asarray(rng.randn(*shape))  # noqa: E731
+    x, h, key = draw(T, B, N), draw(B, N), jax.random.key(1)
+    constant = (jnp.asarray(2.), draw(N, N), draw(N))
+    closed = inlined(jax.make_jaxpr(step)(x[0], h, key, *constant))
+    return split_step(closed, (0, 1, 2), CARRIED, STACKED, SUMMED), x, (h, key), constant
+
+
+def run(phases, x, carry, constant, at_once):
+    kept = []
+    sums, stacks = None, []
+    for t in range(T):
+        if at_once:
+            carry, more = phases.simulate(constant, [x[t], *carry])
+            kept.append(more)
+        else:
+            carry, out, more = phases.step(constant, [x[t], *carry])
+            stacks.append(out)
+            sums = more if sums is None else [a + b for a, b in zip(sums, more, strict=True)]
+    if at_once:
+        return carry, *phases.replay(constant, [jnp.stack(a) for a in zip(*kept, strict=True)])
+    return carry, [jnp.stack(a) for a in zip(*stacks, strict=True)], sums
+
+
+def test_the_phases_make_the_step(float64, phases_and_values):
+    phases, x, carry, constant = phases_and_values
+    (h, key), stacked, sums = run(phases, x, carry, constant, at_once=False)
+    (h2, key2), stacked2, sums2 = run(phases, x, carry, constant, at_once=True)
+    np.testing.assert_array_equal(h, h2)
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(key2))
+    for want, got in zip([*stacked, *sums], [*stacked2, *sums2], strict=True):
+        assert want.shape == got.shape and want.dtype == got.dtype
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_what_is_kept(phases_and_values):
+    """The product and the draw are kept, not computed twice; the draw stays in the loop."""
+    phases, *_ = phases_and_values
+    names = [e.primitive.name for e in phases.replayed]
+    assert not any(n.startswith('random') for n in names)
+    assert names.count('dot_general') == sum(
+        e.primitive.name == 'dot_general' for e in phases.closed.jaxpr.eqns) - 1
+    assert 'random_bits' in {e.primitive.name for e in phases.simulation}
+
+
+def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
+    """No array of steps x weights: the gradient of W contracts the steps as well."""
+    phases, x, carry, constant = phases_and_values
+    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0], *carry])[1]]
+    closed = jax.make_jaxpr(phases.replay)(constant, kept)
+    assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
+
+
+def test_effects_stay_in_the_loop():
+    heard = []
+
+    def loud(x, h):
+        jax.debug.callback(lambda v: heard.append(float(v)), h)
+        return h + x, x * 2.
+
+    closed = inlined(jax.make_jaxpr(loud)(1., 2.))
+    phases = split_step(closed, (0, 1), (0,), (1,), ())
+    (h,), kept = phases.simulate((), [1., 2.])
+    jax.effects_barrier()
+    assert heard == [2.] and h == 3.
+    assert phases.replay((), [jnp.stack([a]) for a in kept])[0][0] == 2.
+    assert heard == [2.]
