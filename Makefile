@@ -20,13 +20,15 @@ BIN = $(VENV)/bin
 GPUFREE = .venv-gpufree
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
 
-.PHONY: help demo test test-all test-gpufree lint bench build clean venv
+.PHONY: help demo test test-all test-gpufree gpu-programs gpufree-venv lint bench build clean \
+	venv
 
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
 	@echo 'make test      the test suite'
 	@echo 'make test-all  the same with the full cross product of nets, rules and options'
 	@echo 'make test-gpufree  GPU kernels and programs, proved on a machine without a GPU'
+	@echo 'make gpu-programs  what training costs as a GPU program, without a GPU'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make bench     upstream, traceops, BPTT and simulation in one run'
 	@echo 'make build     sdist and wheel, in dist/'
@@ -44,14 +46,19 @@ test-all: venv
 
 # Two processes: one in which Triton is interpreted, one in which it compiles. Both are run, and
 # the exit status says whether both passed.
-test-gpufree:
-	@tools/make-gpufree-venv "$(or $(shell tools/find-python $(or $(PYTHON),python3.12)),$(INTERPRETER))" $(GPUFREE)
+test-gpufree: gpufree-venv
 	. $(GPUFREE)/env; failed=0; \
 	JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $(GPUFREE)/bin/python -m pytest \
 		tests/gpufree/test_interpreter.py $(ARGS) || failed=1; \
 	JAX_PLATFORMS=cpu,cuda $(GPUFREE)/bin/python -m pytest tests/ops/test_traps.py \
 		tests/gpufree/test_resources.py tests/gpufree/test_programs.py $(ARGS) || failed=1; \
 	exit $$failed
+
+gpu-programs: gpufree-venv
+	. $(GPUFREE)/env; JAX_PLATFORMS=cpu,cuda $(GPUFREE)/bin/traceops programs $(ARGS)
+
+gpufree-venv:
+	@tools/make-gpufree-venv "$(or $(shell tools/find-python $(or $(PYTHON),python3.12)),$(INTERPRETER))" $(GPUFREE)
 
 lint: venv
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ['CASES', 'Case']
+__all__ = ['CASES', 'PROGRAMS', 'Case', 'ProgramCase']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,4 +54,29 @@ CASES = (
     Case('ES-D-RTRL GRU 128', 'gru', 'ES_D_RTRL', 128, 1.0),
     Case('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, 1.9, steps=200, batch=8),
     Case('D-RTRL LIF 8192', 'lif', 'D_RTRL', 8192, None, None, steps=20, upstream_fits=False),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCase:
+    """A row of ``traceops programs``, and what is aimed at.
+
+    ``kernels``, ``time``: at most so many times those of the simulation; ``bytes``: upstream
+    moves at least so many times as many.
+    """
+
+    case: Case
+    aims: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def _program(name: str, net: str, rule: str, n: int, **aims: float) -> ProgramCase:
+    # With 50 inputs XLA for GPUs would pad the weights anew at every step, simulation included.
+    return ProgramCase(Case(name, net, rule, n, None, n_in=256), aims)
+
+
+PROGRAMS = (
+    _program('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, kernels=1.5, time=1.6, bytes=2.),
+    _program('ES-D-RTRL LIF 128', 'lif', 'ES_D_RTRL', 128, kernels=1.5, time=2., bytes=1.),
+    _program('D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, kernels=1.6, time=2., bytes=20.),
+    _program('D-RTRL ALIF 1024', 'alif', 'D_RTRL', 1024, kernels=1.8, time=2.5, bytes=60.),
 )

@@ -23,7 +23,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'check', 'contestants', 'run']
+__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'of_case', 'online', 'run',
+           'simulation']
 
 TOLERANCE = 1e-5
 
@@ -62,45 +63,78 @@ def _loss(out: Any, y: Any) -> Any:
     return braintools.metric.softmax_cross_entropy_with_integer_labels(out, y).mean()
 
 
+@dataclasses.dataclass
+class Training:
+    """A net and how it is trained: what ``braintrace.compile`` takes, inputs, and a loss.
+
+    Attributes
+    ----------
+    model : brainstate.nn.Module
+    algorithm : str or type
+    inputs : array, ``[T, ...]``
+    loss : callable
+        ``(output of a step, targets) -> scalar``.
+    targets : pytree of arrays
+        Given whole to every step.
+    options : dict
+        Of ``braintrace.compile``, ``batch_size`` among them.
+    """
+
+    model: Any
+    algorithm: Any
+    inputs: Any
+    loss: Callable[..., Any]
+    targets: Any = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def of_case(case: Case) -> Training:
+    """The training of a case, its net made from the same seed every time."""
+    brainstate.random.seed(0)
+    x, y = data(case)
+    return Training(make(case.net, case.n_in, case.n, case.n_out), case.rule, x, _loss, y,
+                    {'batch_size': case.batch, 'vmap': case.vmap, **case.options})
+
+
+def online(train: Training, compiler: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """``(inputs, targets) -> (gradients, loss)`` by the learner that ``compiler`` makes."""
+    with traceops.configured(**settings):
+        learner = compiler(train.model, train.algorithm, train.inputs[0], **train.options)
+    weights = train.model.states(brainstate.ParamState)
+    return lambda x, y: learner.etrace_grad(
+        x, step_fn=lambda i: train.loss(learner(i), y), weights=weights, return_value=True,
+        loss_output='scalar')
+
+
+def simulation(train: Training) -> Callable[..., Any]:
+    """``(inputs, targets) -> loss``, and nothing learnt."""
+    brainstate.nn.init_all_states(train.model, batch_size=train.options.get('batch_size'))
+    return lambda x, y: brainstate.transform.for_loop(
+        lambda i: train.loss(train.model(i), y), x).mean()
+
+
+def _bptt(train: Training) -> Callable[..., Any]:
+    simulate = simulation(train)
+    weights = train.model.states(brainstate.ParamState)
+    return lambda x, y: brainstate.transform.grad(
+        lambda: simulate(x, y), weights, return_value=True)()
+
+
 def contestants(case: Case) -> dict[str, Callable[..., Any]]:
     """``{name: (inputs, labels) -> (gradients or None, loss)}``.
 
     Each has a net of its own, made from the same seed and compiled beforehand; its states
     (and its trace, where one is carried) go on from call to call, as in a training loop.
     """
-    x, y = data(case)
-
-    def net() -> Any:
-        brainstate.random.seed(0)
-        return make(case.net, case.n_in, case.n, case.n_out)
-
-    def online(compiler: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        model = net()
-        with traceops.configured(**settings):
-            learner = compiler(model, case.rule, x[0], batch_size=case.batch, vmap=case.vmap,
-                               **case.options)
-        weights = model.states(brainstate.ParamState)
-        return lambda x, y: learner.etrace_grad(
-            x, step_fn=lambda i: _loss(learner(i), y), weights=weights, return_value=True,
-            loss_output='scalar')
-
-    def simulation() -> tuple[Any, Callable[..., Any]]:
-        model = net()
-        brainstate.nn.init_all_states(model, batch_size=case.batch)
-        return model, lambda x, y: brainstate.transform.for_loop(
-            lambda i: _loss(model(i), y), x).mean()
-
-    def bptt() -> Callable[..., Any]:
-        model, simulate = simulation()
-        weights = model.states(brainstate.ParamState)
-        return lambda x, y: brainstate.transform.grad(
-            lambda: simulate(x, y), weights, return_value=True)()
-
-    simulate = simulation()[1]
-    fns = {'free': online(traceops.compile, carry_trace=False)} if case.rule == 'D_RTRL' else {}
+    simulate = simulation(of_case(case))
+    fns = {}
     if case.upstream_fits:
-        fns = {'upstream': online(braintrace.compile), 'traceops': online(traceops.compile),
-               **fns, 'bptt': bptt()}
+        fns = {'upstream': online(of_case(case), braintrace.compile),
+               'traceops': online(of_case(case), traceops.compile)}
+    if case.rule == 'D_RTRL':
+        fns['free'] = online(of_case(case), traceops.compile, carry_trace=False)
+    if case.upstream_fits:
+        fns['bptt'] = _bptt(of_case(case))
     return {**fns, 'forward': lambda x, y: (None, simulate(x, y))}
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import traceops
 
-__all__ = ['main']
+__all__ = ['factory', 'main']
 
 #: command -> (module whose ``main(options)`` runs it, what it does)
 COMMANDS = {
     'demo': ('traceops.demo', 'train a spiking network online on handwritten digits'),
     'bench': ('traceops.benchmarks', 'upstream, traceops, BPTT and simulation in one run'),
+    'programs': ('traceops.benchmarks:programs', 'what training costs as a GPU program'),
     'explain': ('traceops.cli:explain', 'what traceops does with a learner of yours'),
     'doctor': ('traceops.doctor', 'versions, devices, a parity check on this machine'),
     'status': ('traceops.cli:status', 'versions and settings'),
@@ -46,9 +47,9 @@ def explain(argv: list[str]) -> int:
     parser.add_argument('target', metavar='MODULE:FACTORY')
     parser.add_argument('--json', action='store_true', help='machine-readable')
     args = parser.parse_args(argv)
-    factory = _factory(args.target, parser)
+    make = factory(args.target, parser)
     with traceops.enabled():
-        found = factory()
+        found = make()
         try:
             explanation = traceops.explain(found)
         except (TypeError, ValueError) as err:
@@ -57,7 +58,8 @@ def explain(argv: list[str]) -> int:
     return 0
 
 
-def _factory(target: str, parser: argparse.ArgumentParser) -> Any:
+def factory(target: str, parser: argparse.ArgumentParser) -> Any:
+    """The function that ``MODULE:FACTORY`` names; leaves through the parser where there is none."""
     module_name, _, name = target.partition(':')
     if not module_name or not name or module_name.endswith('.py'):
         parser.error(f'{target!r} is not MODULE:FACTORY; the function make of my_net.py is '
@@ -69,13 +71,13 @@ def _factory(target: str, parser: argparse.ArgumentParser) -> Any:
         if err.name is None or not f'{module_name}.'.startswith(f'{err.name}.'):
             raise                               # a module that the user's own imports
         parser.error(f'there is no module {err.name!r} here or on the Python path')
-    factory = getattr(module, name, None)
-    if not callable(factory):
+    found = getattr(module, name, None)
+    if not callable(found):
         functions = [key for key, value in vars(module).items()
                      if callable(value) and getattr(value, '__module__', '') == module_name]
         parser.error(f'{module_name} has no function {name!r}; it has: '
                      f'{", ".join(functions) or "none"}')
-    return factory
+    return found
 
 
 def _show(what: Any, as_json: bool) -> None:

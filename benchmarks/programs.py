@@ -1,0 +1,118 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""``traceops programs``: what training costs as a GPU program, found without a GPU.
+
+The training call ``etrace_grad`` of upstream and of traceops, and the simulation of the same net,
+compiled for an NVIDIA GPU that need not be there: kernels launched, bytes moved, and XLA's model
+of the time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import braintrace
+import jax
+import saiunit as u
+
+import traceops
+from traceops.benchmarks import hlo
+from traceops.benchmarks.measure import Training, online, simulation
+from traceops.errors import TraceopsError
+
+__all__ = ['MissingCompilerError', 'Program', 'compile_stateful', 'need_compiler', 'programs',
+           'pure', 'read']
+
+
+class MissingCompilerError(TraceopsError, RuntimeError):
+    """XLA's compiler for GPUs is not installed, or not switched on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its launches in one run, their sum, and the memory it needs besides."""
+
+    kernels: tuple[hlo.Kernel, ...]
+    total: hlo.Totals
+    temporary: int
+
+
+def need_compiler() -> None:
+    """Raise where programs for GPUs cannot be compiled, saying where they can."""
+    why = None
+    if not any(importlib.util.find_spec(f'jax_cuda{v}_plugin') for v in (12, 13)):
+        why = 'is not installed (it is in the jax-cuda13-plugin)'
+    elif 'cuda' not in (jax.config.jax_platforms or 'cuda'):
+        why = f'is switched off by JAX_PLATFORMS={jax.config.jax_platforms}'
+    if why:
+        raise MissingCompilerError(
+            f"XLA's compiler for NVIDIA GPUs {why}. In a checkout, `make gpu-programs` sets up "
+            'an environment that has it, without a GPU, and runs this there.')
+
+
+def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function of states as ``(states, *args) -> (result, states written)``, and the states."""
+    stateful = brainstate.transform.StatefulFunction(fn, name='program')
+    stateful.make_jaxpr(*args)
+    trace = stateful.get_state_trace(*args)
+    written = tuple(trace.been_writen)
+
+    def function(states: Any, *args: Any) -> Any:
+        new, result = stateful.jaxpr_call(states, *args)
+        return result, [value for value, was in zip(new, written, strict=True) if was]
+    return function, tuple(state.value for state in trace.states)
+
+
+def compile_stateful(gpu: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """The program of a function of states, for a GPU in ``targets.GPUS``."""
+    from traceops.benchmarks.targets import compile_for
+    function, states = pure(fn, *args)
+    return compile_for(gpu, function, *jax.eval_shape(lambda *a: a, states, *args))
+
+
+def read(compiled: Any, gpu: str) -> Program:
+    """What a compiled program launches."""
+    from traceops.benchmarks.targets import GPUS
+    text = compiled.as_text()
+    kernels = hlo.kernels(text, GPUS[gpu].bandwidth)
+    return Program(tuple(kernels), hlo.total(kernels, text),
+                   compiled.memory_analysis().temp_size_in_bytes)
+
+
+def programs(make: Callable[[], Training], gpu: str,
+             free: bool = True) -> dict[str, Program]:
+    """Of ``'upstream'``, ``'traceops'``, ``'free'`` (no trace carried) and ``'forward'``.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the training, net included: once for each program.
+    gpu : str
+        A key of ``targets.GPUS``.
+    free : bool
+        Whether there is a form without a carried trace to look at.
+
+    Raises
+    ------
+    MissingCompilerError
+        XLA's compiler for GPUs is not there.
+    """
+    need_compiler()
+    brainstate.environ.set(dt=1. * u.ms)
+    # the form for GPUs; the platform that this process runs on has another
+    form = {k: v for k, v in {'two_phase': True}.items() if k in traceops.config.ENVIRONMENT}
+    makers = {'upstream': lambda t: online(t, braintrace.compile),
+              'traceops': lambda t: online(t, traceops.compile, **form),
+              'free': lambda t: online(t, traceops.compile, carry_trace=False, **form),
+              'forward': simulation}
+    found = {}
+    for name, maker in makers.items():
+        if free or name != 'free':
+            training = make()
+            compiled = compile_stateful(gpu, maker(training), training.inputs, training.targets)
+            found[name] = read(compiled, gpu)
+    return found
