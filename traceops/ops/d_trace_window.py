@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +14,14 @@ import numpy as np
 from jax import lax
 
 from traceops.kernels.d_trace_window import launch
+from traceops.kernels.d_trace_window.reference import by_sample
+from traceops.kernels.d_trace_window.reference import d_trace_start as _start
 from traceops.kernels.d_trace_window.reference import d_trace_window as _definition
 from traceops.ops.checks import floating, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, at_axis, bind, define
 from traceops.ops.states import join, join_rows
 
-__all__ = ['D_TRACE_WINDOW', 'd_trace_update', 'd_trace_window']
+__all__ = ['D_TRACE_WINDOW', 'd_trace_start', 'd_trace_update', 'd_trace_window']
 
 _NAMES = ('trace', 'inputs', 'factor', 'transition', 'signal')
 _AXES = (('b', 'i', 'o', 's'), ('t', 'b', 'i'), ('t', 'b', 'o', 's'), ('b', 'o', 's', 's2'),
@@ -41,8 +45,20 @@ def _dtypes(trace: Any, *others: Any, gradient: str) -> list[Any]:
     return [trace.dtype, same_dtype('d_trace_window', _NAMES[1:], others)]
 
 
+#: Bytes of one sample's trace from which a CPU takes the samples one by one.
+_LARGE = 2 ** 16
+
+
 def _reference(*operands: Any, gradient: str) -> Any:
-    return _definition(*operands, gradient=gradient)
+    whole = functools.partial(_definition, gradient=gradient)
+    if not _is_large(operands[0].shape, operands[0].dtype):
+        return whole(*operands)
+    return lax.platform_dependent(
+        *operands, cpu=functools.partial(by_sample, gradient=gradient), default=whole)
+
+
+def _is_large(shape: Sequence[int], dtype: Any) -> bool:
+    return shape[0] > 1 and math.prod(shape[1:]) * np.dtype(dtype).itemsize >= _LARGE
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -142,6 +158,32 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
     new, total = bind(D_TRACE_WINDOW, join(trace), inputs, join(factor), join_rows(transition),
                       join(signal), backend=backend, gradient=gradient)
     return new, total
+
+
+def d_trace_start(inputs: Any, factor: Any) -> Any:
+    r"""The D-RTRL trace after a window that started from zero: a batched matrix product.
+
+    Parameters
+    ----------
+    inputs : array, ``[T, B, I]``
+        :math:`x_s`.
+    factor : array, ``[T, B, O, S]``
+        :math:`p_s = D_T \cdots D_{s+1} f_s`.
+
+    Returns
+    -------
+    array, ``[B, I, O, S]``
+        :math:`\sum_s x_s \otimes p_s`.
+    """
+    inputs, factor = jnp.asarray(inputs), join(factor)
+    shape = (inputs.shape[1], inputs.shape[2], *factor.shape[2:])
+    if not _is_large(shape, factor.dtype):
+        return _start(inputs, factor)
+
+    def one_by_one(inputs: Any, factor: Any) -> Any:
+        return lax.map(lambda sample: _start(sample[0][:, None], sample[1][:, None])[0],
+                       (jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor, 1, 0)))
+    return lax.platform_dependent(inputs, factor, cpu=one_by_one, default=_start)
 
 
 def d_trace_update(trace: Any, inputs: Any, factor: Any, jacobian: Any, signal: Any, *,

@@ -1,0 +1,196 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The D-RTRL trace over a window: what it owes to the signals, and what leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.host import upstream
+from traceops.host.relations import RelationView, stack_rows, stack_states
+from traceops.host.rule import Carry, Grads
+from traceops.ops import adjoint_window, d_trace_start, d_trace_window
+
+__all__ = ['TracePass']
+
+
+class TracePass:
+    r"""Over the trace of a learner, and with ``kappa`` over its low-pass as well.
+
+    Each leaves as one update of rank T, :math:`e_T = M e_0 + \sum_s x_s \otimes p_s`; ops
+    without a closed form upstream take upstream's own step, T times.
+
+    Parameters
+    ----------
+    learner : braintrace learner
+    views : tuple of RelationView
+    lanes : bool
+        It runs under ``vmap``.
+    kappa : float or None
+        Low-pass coefficient of the trace.
+    """
+
+    def __init__(self, learner: Any, views: tuple[RelationView, ...], lanes: bool,
+                 kappa: float | None) -> None:
+        self.learner, self.views, self.lanes = learner, views, lanes
+        self.decay = {'trace': None, **({'filter': kappa} if kappa is not None else {})}
+        self.backend = learner.traceops_settings.backend
+
+    def __call__(self, carry: Carry, signals: Any, record: Any,
+                 weight_vals: Any) -> tuple[Grads, Carry]:
+        """Gradients and the traces that leave.
+
+        Parameters
+        ----------
+        carry : dict
+            The traces that enter; empty where they are zero.
+        signals : list of lists of arrays ``[..., S]``, or None
+            What pairs with each trace that enters, a signal for each group; ``None``: nothing.
+        record : dict
+            ``x``, ``f`` and ``D`` of the window, ``[T, ...]``.
+        weight_vals : dict
+            Values of the parameters.
+        """
+        grads: Grads = {}
+        new: Carry = {name: {} for name in self.decay}
+        stepped = [v for v in self.views
+                   if upstream.chunk_rule(v.relation, self.learner.fast_solve) is None]
+        closed = [v for v in self.views if v not in stepped]
+        paired = dict(zip(self.decay, signals, strict=True)) if carry and signals else {}
+        for name, kappa in self.decay.items():
+            for g in dict.fromkeys(g for v in closed for g in v.groups):
+                feeding = [v for v in closed if g in v.groups]
+                factors, transition = self._leaving(record, g, feeding, kappa)
+                for view, p in zip(feeding, factors, strict=True):
+                    key, x = view.trace_key(g), record['x'].get(view.x_key)
+                    old = carry['trace'][key] if carry else None
+                    signal = paired['trace'][g] if name == 'trace' and paired else None
+                    update = self._dense if _is_dense(view) else self._by_rule
+                    e, named = update(view, x, p, transition, old, signal)
+                    if kappa is not None and carry:
+                        before = carry[name][key]
+                        e = {k: a + kappa ** p.shape[0] * before[k] for k, a in e.items()}
+                    like = self.learner.etrace_bwg[key].value
+                    new[name][key] = {k: e[k].astype(a.dtype) for k, a in like.items()}
+                    if named is not None:
+                        view.add_to(grads, weight_vals, named)
+        if stepped:
+            self._step(stepped, carry, record, weight_vals, new)
+        for name in paired:
+            rest = [v for v in self.views if v in stepped or name != 'trace' or not _is_dense(v)]
+            self._pair(rest, carry[name], paired[name], weight_vals, grads)
+        return grads, new
+
+    def _leaving(self, record: Any, g: int, feeding: Any,
+                 kappa: float | None) -> tuple[list[Any], Any]:
+        r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, and :math:`M = D_T \cdots D_1`.
+
+        Row by row, by the scan that gives the gradients: what is owed to state i at the end is
+        what the adjoint of that state finds on its way back.
+        """
+        jacobian = record['D'][g]
+        zero = jnp.zeros_like(jacobian[0][0])
+        one, states = zero.at[-1].set(1.), range(len(jacobian))
+        rows = [adjoint_window([one if j == i else zero for j in states], jacobian,
+                               [record['f'][v.factor_key(g)] for v in feeding],
+                               kappa=kappa, backend=self.backend)[:2] for i in states]
+        factors = [stack_states([deltas[r] for deltas, _ in rows]) for r in range(len(feeding))]
+        return factors, jnp.stack([entering for _, entering in rows], axis=-2)
+
+    def _dense(self, view: RelationView, x: Any, p: Any, transition: Any, old: Any,
+               signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Matrix weights (and their bias): one operation, samples and lanes as one batch."""
+        T, S = p.shape[0], p.shape[-1]
+        x = x.reshape(T, -1, x.shape[-1]).astype(p.dtype)
+        p = p.reshape(T, x.shape[1], -1, S)
+        keys = self.learner.etrace_bwg[view.trace_key(view.groups[0])].value
+        if old is None:
+            new = {'weight': d_trace_start(x, p), 'bias': p.sum(0)}
+            return {k: new[k].reshape(keys[k].shape) for k in keys}, None
+        M = transition.reshape(*p.shape[1:], S)
+        L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])
+        e, dW = d_trace_window(old['weight'].reshape(*x.shape[1:], *p.shape[2:]), x, p, M, L,
+                               gradient='none' if signal is None else 'entering',
+                               backend=self.backend)
+        new, named = {'weight': e}, {'weight': dW}
+        if 'bias' in old:
+            b = old['bias'].reshape(p.shape[1:])
+            new['bias'] = sum(M[..., j] * b[..., j:j + 1] for j in range(S)) + p.sum(0)
+            named['bias'] = (L * b).sum((0, -1))
+        new = {k: a.reshape(old[k].shape) for k, a in new.items()}
+        return new, None if signal is None else named
+
+    def _by_rule(self, view: RelationView, x: Any, p: Any, transition: Any, old: Any,
+                 signal: Any) -> tuple[dict[str, Any], None]:
+        """Through upstream's own closed form for the op.
+
+        The products with the Jacobians are in ``p`` already, so its rule is called with
+        one-by-one identities in their place (which XLA removes).
+        """
+        rules = upstream.rules_of(view.relation)
+        like = self.learner.etrace_bwg[view.trace_key(view.groups[0])].value
+
+        def update(x: Any, p: Any, M: Any, old: Any) -> dict[str, Any]:
+            one, S = jnp.ones((1,) * (p.ndim + 1), p.dtype), range(p.shape[-1])
+            start = {k: jnp.zeros((1,) * (a.ndim - self.lanes), a.dtype)
+                     for k, a in like.items()}
+            if old is not None:
+                terms = [[rules.recurrent(M[..., i, j, None, None],
+                                          {k: a[..., j:j + 1] for k, a in old.items()}, 1)
+                          for j in S] for i in S]
+                start = {k: jnp.concatenate([sum(t[k] for t in row) for row in terms], -1)
+                         for k in old}
+            return rules.chunk(x, p, one, one[0], start, 1)
+
+        if self.lanes:
+            update = jax.vmap(update, in_axes=(1, 1, 0, 0))
+        return update(x, p, transition, old), None
+
+    def _pair(self, views: Any, trace: Any, signals: Any, weight_vals: Any,
+              grads: Grads) -> None:
+        """Add what traces owe to their signals."""
+        def solve(trace: Any, signals: Any) -> Any:
+            return upstream.solve_param_dim(
+                self.learner, [v.relation for v in views], trace, signals, weight_vals)
+
+        more = jax.vmap(solve)(trace, signals) if self.lanes else solve(trace, signals)
+        for path, value in more.items():
+            value = jax.tree.map(lambda a: a.sum(0), value) if self.lanes else value
+            grads[path] = jax.tree.map(jnp.add, grads[path], value) if path in grads else value
+
+    def _step(self, views: Any, carry: Carry, record: Any, weight_vals: Any, new: Carry) -> None:
+        """Ops without a closed form upstream: its own step, T times (its own cost)."""
+        relations = [v.relation for v in views]
+        keys = [v.trace_key(g) for v in views for g in v.groups]
+        states = {'trace': self.learner.etrace_bwg,
+                  'filter': getattr(self.learner, '_trace_filters', {})}
+        start = {name: {k: carry[name][k] if carry else states[name][k].value for k in keys}
+                 for name in self.decay}
+        xs = (record['x'], {k: stack_states(f) for k, f in record['f'].items()},
+              [stack_rows(D) for D in record['D']])
+
+        def roll(traces: Carry, factors: Any) -> Carry:
+            e = upstream.roll_step(self.learner, relations, weight_vals, traces['trace'], factors)
+            rolled = {'trace': e}
+            if 'filter' in traces:
+                rolled['filter'] = jax.tree.map(
+                    lambda a, b: self.decay['filter'] * a + b, traces['filter'], e)
+            return rolled
+
+        def body(traces: Carry, factors: Any) -> tuple[Carry, None]:
+            return (jax.vmap(roll) if self.lanes else roll)(traces, factors), None
+
+        for name, traces in jax.lax.scan(body, start, xs)[0].items():
+            new[name].update(traces)
+
+
+def _is_dense(view: RelationView) -> bool:
+    """Whether the trace is that of a matrix: an input by an output."""
+    relation = view.relation
+    if not view.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
+        return False
+    weight = relation.trainable_vars['weight'].aval.shape
+    return weight == (relation.x_var.aval.shape[-1], view.y_shape[-1])
