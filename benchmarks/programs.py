@@ -59,11 +59,12 @@ def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[
     stateful = brainstate.transform.StatefulFunction(fn, name='program')
     stateful.make_jaxpr(*args)
     trace = stateful.get_state_trace(*args)
-    written = tuple(trace.been_writen)
+    closed, tree = stateful.get_jaxpr(*args), stateful.get_out_treedef(*args)
 
     def function(states: Any, *args: Any) -> Any:
-        new, result = stateful.jaxpr_call(states, *args)
-        return result, [value for value, was in zip(new, written, strict=True) if was]
+        flat = jax.tree.leaves((args, states))          # the order in which it was traced
+        result, new = tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *flat))
+        return result, [value for value, was in zip(new, trace.been_writen, strict=True) if was]
     return function, tuple(state.value for state in trace.states)
 
 

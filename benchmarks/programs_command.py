@@ -19,6 +19,7 @@ from rich.table import Table
 from traceops.benchmarks.cases import CASES, PROGRAMS, ProgramCase
 from traceops.benchmarks.measure import Training, of_case
 from traceops.benchmarks.programs import Program, programs
+from traceops.benchmarks.targets import GPUS
 from traceops.cli import factory
 from traceops.errors import TraceopsError
 from traceops.text import render
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
                '    traceops programs my_net:training')
     parser.add_argument('targets', nargs='*', metavar='CASE | MODULE:FACTORY',
                         help="cases by name or glob (default: all), or a net of yours")
-    parser.add_argument('--gpu', default='h100', help='h100 (default), a100 or b200')
+    parser.add_argument('--gpu', default='h100', choices=GPUS, help='default: h100')
     parser.add_argument('--ops', action='store_true', help='a row for every kernel, largest first')
     parser.add_argument('--json', type=pathlib.Path, metavar='PATH', help='write the figures')
     parser.add_argument('--markdown', type=pathlib.Path, metavar='PATH', help='write the table')
@@ -145,7 +146,7 @@ def _cells(figures: dict[str, Any], who: str) -> list[str]:
     loops = f' and {program["unknown_loops"]} loops' if program['unknown_loops'] else ''
     return [figures['name'] if who == 'upstream' else '', _WHO[who],
             f'{program["launches"]}{loops}', f'{program["bytes"] / 1e6:.1f}',
-            f'{program["microseconds"]:.0f}', f'{program["temporary"] / 1e6:.1f}',
+            f'{program["microseconds"]:.4g}', f'{program["temporary"] / 1e6:.1f}',
             *map(ratio, ('kernels', 'time', 'bytes'))]
 
 
@@ -173,8 +174,9 @@ def kernel_table(who: str, program: Program) -> str:
     for name in ('us', 'times', 'kernel', 'read MB', 'written MB', 'time from', 'what'):
         out.add_column(name, overflow='fold')
     for k in _largest(program):
-        out.add_row(f'{k.times * k.microseconds:.1f}', str(k.times), k.operation,
-                    f'{k.read / 1e6:.3f}', f'{k.written / 1e6:.3f}',
+        out.add_row(f'{k.times * k.microseconds:.3g}', str(k.times),
+                    k.name if k.operation == 'fusion' else k.operation,
+                    f'{k.read / 1e6:.3g}', f'{k.written / 1e6:.3g}',
                     'model' if k.modelled else 'bytes', escape(k.source[-70:]))
     return render(out, width=160)
 
@@ -183,6 +185,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Which of the aims were met, and how to read the figures."""
     missed = [f'  {f["name"]}: {key} {value:.3g}, aimed at {f["aims"][key]:g}'
               for f in rows for key, (value, met) in _judged(f).items() if met is False]
-    head = 'every aim met' if not missed else '\n'.join(['missed:', *missed])
-    return (f'{head}\nA model is no timing: it compares programs compiled together. A kernel of '
+    aimed = any(f['aims'] for f in rows)
+    head = '\n'.join(['missed:', *missed, '']) if missed else 'every aim met\n' * aimed
+    return (f'{head}A model is no timing: it compares programs compiled together. A kernel of '
             "which XLA has no model counts\nits bytes at the device's bandwidth.")

@@ -96,7 +96,7 @@ def compile_for(gpu: str, fn: Callable[..., Any], *structs: Any, mesh: Mesh | No
     mesh : Mesh, optional
         Of :func:`mesh_of`; without it, one device.
     specs : sequence of PartitionSpec
-        With a mesh: how each argument lies on it.
+        With a mesh: how each argument lies on it, or a pytree of them, one an array.
     **options
         Of ``jax.jit``.
 
@@ -106,20 +106,22 @@ def compile_for(gpu: str, fn: Callable[..., Any], *structs: Any, mesh: Mesh | No
         To read (``as_text``, ``memory_analysis``), not to run.
     """
     if mesh is None:
-        places: list[Any] = [SingleDeviceSharding(topology(gpu).devices[0])] * len(structs)
+        one = SingleDeviceSharding(topology(gpu).devices[0])
+        places: Any = jax.tree.map(lambda _: one, structs)
     else:
-        places = [NamedSharding(mesh, spec) for spec in specs or [PartitionSpec()] * len(structs)]
-    given = [jax.tree.map(lambda a, p=place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=p),
-                          struct) for struct, place in zip(structs, places, strict=True)]
+        spread = jax.tree.broadcast(tuple(specs) or PartitionSpec(), structs)
+        places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), spread)
+    given = jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+                         structs, places)
     # XLA has no cost table for compute capability 8.0
     model = {} if gpu == 'a100' else {'xla_gpu_collect_cost_model_stats': True}
     return jax.jit(fn, **options).lower(*given).compile(compiler_options=model)
 
 
-def kernel_calls(compiled: Any) -> list[str]:
-    """The lines of a compiled program that call a Triton kernel of ours."""
+def kernel_calls(compiled: Any, operation: str = '') -> list[str]:
+    """The lines of a compiled program that call a Triton kernel of ours (of one operation)."""
     return [line.strip() for line in compiled.as_text().splitlines()
-            if 'custom-call(' in line and 'triton_kernel_call' in line]
+            if 'custom-call(' in line and 'triton_kernel_call' in line and operation in line]
 
 
 def collectives(compiled: Any) -> dict[str, int]:

@@ -19,7 +19,8 @@ __all__ = ['factory', 'main']
 COMMANDS = {
     'demo': ('traceops.demo', 'train a spiking network online on handwritten digits'),
     'bench': ('traceops.benchmarks', 'upstream, traceops, BPTT and simulation in one run'),
-    'programs': ('traceops.benchmarks:programs', 'what training costs as a GPU program'),
+    'programs': ('traceops.benchmarks.programs_command',
+                 'what training costs as a GPU program'),
     'explain': ('traceops.cli:explain', 'what traceops does with a learner of yours'),
     'doctor': ('traceops.doctor', 'versions, devices, a parity check on this machine'),
     'status': ('traceops.cli:status', 'versions and settings'),

@@ -25,7 +25,8 @@ def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., 
         call = operation.kernel(*operands, capability=where.capability, **params)
         given = operands if call.prepare is None else call.prepare(operands)
         structs = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in call.outputs]
-        outputs = traps.triton_call(given, structs, call, where.capability)
+        with jax.named_scope(operation.primitive.name):     # the kernel's name in a profile
+            outputs = traps.triton_call(given, structs, call, where.capability)
         return tuple(outputs) if call.finish is None else call.finish(operands, outputs)
 
     if where.devices == 1:
