@@ -96,21 +96,38 @@ def of_case(case: Case) -> Training:
                     {'batch_size': case.batch, 'vmap': case.vmap, **case.options})
 
 
-def online(train: Training, compiler: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """``(inputs, targets) -> (gradients, loss)`` by the learner that ``compiler`` makes."""
+def online(train: Training, compiler: Callable[..., Any], reset: bool = False,
+           **settings: Any) -> Callable[..., Any]:
+    """``(inputs, targets) -> (gradients, loss)`` by the learner that ``compiler`` makes.
+
+    With ``reset`` each call begins a new sequence: hidden states and trace are reset in it.
+    """
     with traceops.configured(**settings):
         learner = compiler(train.model, train.algorithm, train.inputs[0], **train.options)
     weights = train.model.states(brainstate.ParamState)
-    return lambda x, y: learner.etrace_grad(
-        x, step_fn=lambda i: train.loss(learner(i), y), weights=weights, return_value=True,
-        loss_output='scalar')
+
+    def call(x: Any, y: Any) -> Any:
+        if reset:
+            _begin(train)
+            learner.reset_state(batch_size=train.options.get('batch_size'))
+        return learner.etrace_grad(x, step_fn=lambda i: train.loss(learner(i), y),
+                                   weights=weights, return_value=True, loss_output='scalar')
+    return call
 
 
-def simulation(train: Training) -> Callable[..., Any]:
+def simulation(train: Training, reset: bool = False) -> Callable[..., Any]:
     """``(inputs, targets) -> loss``, and nothing learnt."""
+    _begin(train)
+
+    def call(x: Any, y: Any) -> Any:
+        if reset:
+            _begin(train)
+        return brainstate.transform.for_loop(lambda i: train.loss(train.model(i), y), x).mean()
+    return call
+
+
+def _begin(train: Training) -> None:
     brainstate.nn.init_all_states(train.model, batch_size=train.options.get('batch_size'))
-    return lambda x, y: brainstate.transform.for_loop(
-        lambda i: train.loss(train.model(i), y), x).mean()
 
 
 def _bptt(train: Training) -> Callable[..., Any]:

@@ -84,8 +84,8 @@ def read(compiled: Any, gpu: str) -> Program:
                    compiled.memory_analysis().temp_size_in_bytes)
 
 
-def programs(make: Callable[[], Training], gpu: str,
-             free: bool = True) -> dict[str, Program]:
+def programs(make: Callable[[], Training], gpu: str, free: bool = True,
+             reset: bool = True) -> dict[str, Program]:
     """Of ``'upstream'``, ``'traceops'``, ``'free'`` (no trace carried) and ``'forward'``.
 
     Parameters
@@ -96,6 +96,9 @@ def programs(make: Callable[[], Training], gpu: str,
         A key of ``targets.GPUS``.
     free : bool
         Whether there is a form without a carried trace to look at.
+    reset : bool
+        Each call begins a new sequence; else it goes on from the states and the trace that the
+        last one left.
 
     Raises
     ------
@@ -105,11 +108,11 @@ def programs(make: Callable[[], Training], gpu: str,
     need_compiler()
     brainstate.environ.set(dt=1. * u.ms)
     # the form for GPUs; the platform that this process runs on has another
-    form = {k: v for k, v in {'two_phase': True}.items() if k in traceops.config.ENVIRONMENT}
-    makers = {'upstream': lambda t: online(t, braintrace.compile),
-              'traceops': lambda t: online(t, traceops.compile, **form),
-              'free': lambda t: online(t, traceops.compile, carry_trace=False, **form),
-              'forward': simulation}
+    form: dict[str, Any] = {'two_phase': True}
+    makers = {'upstream': lambda t: online(t, braintrace.compile, reset),
+              'traceops': lambda t: online(t, traceops.compile, reset, **form),
+              'free': lambda t: online(t, traceops.compile, reset, carry_trace=False, **form),
+              'forward': lambda t: simulation(t, reset)}
     found = {}
     for name, maker in makers.items():
         if free or name != 'free':

@@ -68,7 +68,8 @@ def by_sample(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any
 
 def d_trace_start(inputs: Any, factor: Any) -> Any:
     r""":math:`\sum_s x_s \otimes p_s`, ``[B, I, O, S]``: what leaves where zero entered."""
-    return jnp.stack([_outer(inputs, factor[..., s]) for s in range(factor.shape[-1])], -1)
+    B, I, (O, S) = *inputs.shape[1:], factor.shape[2:]
+    return _outer(inputs, factor.reshape(*factor.shape[:2], O * S)).reshape(B, I, O, S)
 
 
 def _outer(inputs: Any, factor: Any) -> Any:

@@ -66,15 +66,19 @@ def gradient(
     if per_step:
         return as_upstream(per_step)
 
+    # gradients are linear in the weights of the losses: the mean needs no pass over them
+    scale = mask_ / _steps_counted(mask_) if reduction == 'mean' else mask_
     with _recording(learner):
         program = trace_step(
-            _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
+            _gradient_step(learner, step_fn, weights, has_aux), (sequences, scale),
             tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
             counter=learner.running_index)
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(learner, program, length)
-    total, losses, aux = _run_gradient(learner, rule, program, weights, sequences, mask_, K)
+    total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, scale), K)
+    if reduction == 'mean':         # upstream divides by a number of the mask's dtype
+        total = jax.tree.map(lambda g: g.astype(jnp.result_type(g, mask_)), total)
     learner._last_call = ('window', f'{K} steps per window')
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
@@ -107,8 +111,8 @@ def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
     return step
 
 
-def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, sequences: Any,
-                  mask: Any, K: int) -> Any:
+def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, xs: Any,
+                  K: int) -> Any:
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
@@ -132,8 +136,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, s
 
     zeros = {name: jax.tree.map(jnp.zeros_like, weight_vals[path])
              for name, path in names.items()}
-    xs, carry = (sequences, mask), (rule.initial(), zeros)
-    if learner._carries_trace or K == mask.shape[0]:
+    carry = rule.initial(), zeros
+    if learner._carries_trace or K == xs[1].shape[0]:
         carry, sums, stacked = run_windows(
             program, xs, K, carry, after_window, lambda carry: rule.inner(carry[0]),
             None if rule.at_once else digest, rule.at_once)
@@ -277,15 +281,17 @@ def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:
     return {name: by_id[id(st)] for name, st in weights.items() if id(st) in by_id}
 
 
+def _steps_counted(mask: Any) -> Any:
+    """What a mean is over, as upstream has it."""
+    return jnp.maximum(jnp.sum(mask), 1.0)
+
+
 def _results(total: Any, losses: Any, aux: Any, mask: Any, reduction: str, loss_output: str,
              has_aux: bool, return_value: bool) -> Any:
-    denom = jnp.maximum(jnp.sum(mask), 1.0)
-    if reduction == 'mean':
-        total = jax.tree.map(lambda g: g / denom, total)
     if not return_value:
         return (total, aux) if has_aux else total
     masked = losses * mask
     value = {'per_step': losses, 'masked': masked, 'scalar': jnp.sum(masked)}[loss_output]
     if loss_output == 'scalar' and reduction == 'mean':
-        value = value / denom
+        value = value / _steps_counted(mask)
     return (total, value, aux) if has_aux else (total, value)

@@ -40,6 +40,7 @@ class FactorisedRule(Rule):
 
     def inner(self, carry: Carry) -> Any:
         """Both factors are folded while the window is simulated."""
+        carry = carry or self._factors()
         return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
 
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
@@ -82,7 +83,10 @@ class FactorisedRule(Rule):
                 {'x': record['x'], 'filtered': filtered, 'total': total})
 
     def initial(self) -> Carry:
-        """Both factors, as they enter."""
+        """Both factors, as they enter; nothing where they are known to be zero."""
+        return {} if self.learner._trace_is_fresh() else self._factors()
+
+    def _factors(self) -> Carry:
         learner = self.learner
         return {'x': {k: s.value for k, s in learner.etrace_xs.items()},
                 'f': {k: split_states(s.value) for k, s in learner.etrace_dfs.items()}}
@@ -119,12 +123,13 @@ class FactorisedRule(Rule):
         before = None
         if self.bypass:          # a signal on h_{t-1} pairs with the factors of step t-1
             correction = self._correction(index - 1)
-            before = 0.
             for g, key in keys:
-                bypass, factors = record['bypass'][g], carry['f'][key]
+                bypass = record['bypass'][g]
                 plain = plain + _dot(tuple(following(b) for b in bypass), record['factor'][key])
-                first = _dot(tuple(b[0] for b in bypass), factors)
-                before = before + first / correction.astype(first.dtype)
+                if carry:
+                    first = _dot(tuple(b[0] for b in bypass), carry['f'][key])
+                    first = first / correction.astype(first.dtype)
+                    before = first if before is None else before + first
         if not view.has_input or view.x_key in self._filtered_while_simulating:
             return plain, None, before
         return plain, output_filter(plain, self.learner.decay_x), before
@@ -138,7 +143,7 @@ class FactorisedRule(Rule):
         if view.has_input and filtered is not None:
             # the filter acts on the gradients that read the input, on no other
             through = view.gradient(weight_vals, x, filtered, self.precision)
-            late = self.learner.decay_x * filtered[0]
+            late = self.learner.decay_x * filtered[0] if carry else None
             late = late if before is None else late + before
             for key, reads in view.operands_reading_input(weight_vals).items():
                 if reads:
@@ -159,11 +164,11 @@ class FactorisedRule(Rule):
         return jax.tree.map(lambda v: v.sum(0), out) if self.lanes else out
 
     def _leave(self, carry: Carry, inner: Any, record: Any) -> Carry:
-        inputs = dict(inner['x'])
+        inputs, before = dict(inner['x']), (carry or self._factors())['x']
         for view in self.views:
             if view.has_input and view.x_key not in inputs:
                 inputs[view.x_key] = self._low_pass(
-                    carry['x'][view.x_key], record['x'][view.x_key],
+                    before[view.x_key], record['x'][view.x_key],
                     upstream.x_representation(view.relation))
         return {'x': inputs, 'f': inner['f']}
 

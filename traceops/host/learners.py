@@ -66,9 +66,8 @@ class FastLearner:
         self._fresh = tuple(jax.tree.leaves(self._trace_values()))
 
     def _trace_values(self) -> Any:
-        states = {**getattr(self, 'etrace_bwg', {}), **{
-            ('filter', k): v for k, v in getattr(self, '_trace_filters', {}).items()}}
-        return [state.value for state in states.values()]
+        return [state.value for name in ('etrace_bwg', '_trace_filters', 'etrace_xs', 'etrace_dfs')
+                for state in getattr(self, name, {}).values()]
 
     def _trace_is_fresh(self) -> bool:
         """Whether the trace is the very zeros it was initialised with (so: known to be zero)."""

@@ -87,11 +87,21 @@ class Phases:
 
     def simulate(self, constant: Sequence[Any],
                  varying: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The carried outputs of one step, and what its replay will read."""
-        run = part(self.closed, self._in((*self.constant, *self.varying)),
-                   [*self._out(self.carried), *self.kept], self.simulation)
-        out = run(*constant, *varying)
-        return out[:len(self.carried)], out[len(self.carried):]
+        """The carried outputs of one step, and what its replay will read.
+
+        What is kept is computed first, once: left to itself, XLA fuses it into both of its
+        readers (the state update and the copy that is kept), and does the work twice.
+        """
+        jaxpr, inputs = self.closed.jaxpr, self._in((*self.constant, *self.varying))
+        made = [v for v in self.kept if v not in inputs]
+        first, _ = backward_slice(jaxpr, made)
+        rest, _ = backward_slice(jaxpr, self._out(self.carried), given=set(made), effects=True)
+        rest = [e for e in rest if not (e.effects and e in first)]
+        values = (*constant, *varying)
+        known = jax.lax.optimization_barrier(part(self.closed, inputs, made, first)(*values))
+        out = part(self.closed, [*inputs, *made], self._out(self.carried), rest)(*values, *known)
+        by_var = dict(zip([*inputs, *made], [*values, *known], strict=True))
+        return out, [by_var[v] for v in self.kept]
 
     def replay(self, constant: Sequence[Any],
                kept: Sequence[Any]) -> tuple[list[Any], list[Any]]:
