@@ -18,10 +18,10 @@ from traceops.benchmarks.targets import GPUS, collectives, compile_for, kernel_c
 
 T, B, N = 10, 16, 256
 STATES = {'lif': 1, 'alif': 2, 'gru': 1}
-#: The readout of the spiking nets leaks: a hidden group of its own.
-GROUPS = {'lif': 2, 'alif': 2, 'gru': 1}
-#: The scan of each rule, one launch a hidden group.
+#: The scan of each rule: one launch a hidden group (the readout of the spiking nets leaks, and is
+#: one too), and one a relation.
 KERNEL = {'D_RTRL': 'etp_adjoint_window', 'ES_D_RTRL': 'etp_es_trace_window'}
+LAUNCHES = {('D_RTRL', 'gru'): 1}
 FORM = {k: v for k, v in {'two_phase': True}.items() if k in traceops.config.ENVIRONMENT}
 
 
@@ -50,7 +50,7 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     step = 4 * B * N * (STATES[net] ** 2 + (2 + gates) * STATES[net] + 4 + gates)
     proof(f'{rule} {net}{", vmap" * vmap}', gpu, f'{len(kernels)} kernels, temporary memory '
           f'{memory / 1e6:.1f} MB, the records {T * step / 1e6:.1f} MB')
-    assert len(kernel_calls(compiled, KERNEL[rule])) == len(kernels) == GROUPS[net]
+    assert len(kernel_calls(compiled, KERNEL[rule])) == len(kernels) == LAUNCHES.get((rule, net), 2)
     assert memory < 2 * T * step
 
 
@@ -66,7 +66,7 @@ def test_eight_devices_gather_nothing(net, rule, vmap, proof):
     sent = collectives(compiled)
     proof(f'{rule} {net}{", vmap" * vmap}, batch sharded', '8 x h100', str(sent))
     assert set(sent) == {'all-reduce'}
-    assert len(kernel_calls(compiled, KERNEL[rule])) == GROUPS[net]
+    assert len(kernel_calls(compiled)) == LAUNCHES.get((rule, net), 2)
 
 
 def test_the_report_of_a_case(proof):
@@ -76,12 +76,12 @@ def test_the_report_of_a_case(proof):
     assert set(found) == {'upstream', 'traceops', 'free', 'forward'}
     assert not any(p.total.unknown_loops for p in found.values())
     ours = [k for k in found['free'].kernels if 'etp_adjoint_window' in k.source]
-    assert len(ours) == 1 and ours[0].times == 1 and not ours[0].modelled
+    assert [k.times for k in ours] == [1, 1] and not any(k.modelled for k in ours)
+    ours = max(ours, key=lambda k: k.read)
     # signal, Jacobian and factor in, delta and what enters out, all of S = 1
-    assert ours[0].read == 3 * 8 * 4 * 64 * 4
-    assert ours[0].written >= 8 * 4 * 64 * 4 + 4 * 64 * 4
+    assert ours.read == 3 * 8 * 4 * 64 * 4
+    assert ours.written == 8 * 4 * 64 * 4 + 4 * 64 * 4 + 4         # no filter: one element unused
     trace = 4 * (case.n_in + 64) * 64 * 4
-    assert found['upstream'].total.bytes > 8 * 2 * trace > 8 * 2 * trace / 4
-    assert found['free'].total.bytes < found['upstream'].total.bytes
+    assert found['free'].total.bytes < 8 * 2 * trace < found['upstream'].total.bytes
     proof('traceops programs, small LIF', 'h100', ', '.join(
         f'{who} {p.total.launches} launches' for who, p in found.items()))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from traceops.window.jaxprs import depends_on
 
@@ -44,21 +45,34 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         Of the products.
     """
     if x is None:
-        def everything(w: dict[str, Any]) -> Any:
-            return jnp.broadcast_to(op(None, w), cotangent.shape)
-    else:
-        by_rows = _maps_rows(op, weights, x, x_rank, y_shape)
-        inner, y_inner = (x.shape[-1:], y_shape[-1:]) if by_rows else (
-            x.shape[x.ndim - x_rank:], y_shape)
-        x = x.reshape(-1, *inner)
-        cotangent = cotangent.reshape(-1, *y_inner)
+        with jax.default_matmul_precision(precision):
+            return _pull(lambda w: jnp.broadcast_to(op(None, w), cotangent.shape), weights,
+                         cotangent)
+    lead, inner = x.shape[:x.ndim - x_rank], x.shape[x.ndim - x_rank:]
 
-        def everything(w: dict[str, Any]) -> Any:
-            return op(x, w) if by_rows else jax.vmap(lambda one: op(one, w))(x)
+    def rows(x: Any, cotangent: Any) -> dict[str, Any]:
+        x, cotangent = x.reshape(-1, inner[-1]), cotangent.reshape(-1, y_shape[-1])
+        return _pull(lambda w: op(x, w), weights, cotangent)
 
+    def one_by_one(x: Any, cotangent: Any) -> dict[str, Any]:
+        x, cotangent = x.reshape(-1, *inner), cotangent.reshape(-1, *y_shape)
+        return _pull(lambda w: jax.vmap(lambda one: op(one, w))(x), weights, cotangent)
+
+    def in_place(x: Any, cotangent: Any) -> dict[str, Any]:
+        """Without an axis of steps and samples, in which samples spread over devices would have
+        to be gathered: lanes come before steps, rows stay an axis.
+        """
+        cotangent = cotangent.reshape(*lead, *y_shape)
+        return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
+
+    plain = rows if _maps_rows(op, weights, x, x_rank, y_shape) else one_by_one
     with jax.default_matmul_precision(precision):
-        out, vjp = jax.vjp(everything, weights)
-        return vjp(cotangent.astype(out.dtype))[0]
+        return lax.platform_dependent(x, cotangent, cuda=in_place, default=plain)
+
+
+def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any) -> dict[str, Any]:
+    out, vjp = jax.vjp(function, weights)
+    return vjp(cotangent.astype(out.dtype))[0]
 
 
 def _maps_rows(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,

@@ -1,0 +1,56 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels on a GPU, where there is one: the suites of the reference."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.ops import suites
+from traceops import ops
+from traceops.ops import verify
+from traceops.ops.primitive import OPERATIONS
+
+pytestmark = pytest.mark.gpu
+
+
+class TestAdjointWindow(suites.AdjointWindowSuite):
+    backend = 'triton'
+
+
+class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
+    backend, kappa = 'triton', 0.6
+    test_matches_a_loop = test_any_axes_of_positions = test_one_step_and_no_step = None
+    test_an_empty_batch = test_states_may_be_separate = None
+
+
+class TestEsTraceWindow(suites.EsTraceWindowSuite):
+    backend = 'triton'
+
+
+class TestDTraceWindow(suites.DTraceWindowSuite):
+    backend = 'triton'
+
+
+class TestTraceGradient(suites.TraceGradientSuite):
+    """Has no kernel of its own: the product that XLA makes for this device."""
+
+
+@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+def test_the_kernel_passes_its_check_and_is_chosen(name):
+    verify.forget()
+    found = ops.why(name)
+    assert found.backend == 'triton' and 'checked on this device' in found.reason
+
+
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_a_large_case_on_the_automatic_choice(name):
+    """As many positions as fill the device: the kernel and the reference agree."""
+    suite = {'adjoint_window': suites.AdjointWindowSuite, 'es_trace_window':
+             suites.EsTraceWindowSuite, 'd_trace_window': suites.DTraceWindowSuite,
+             'trace_gradient': suites.TraceGradientSuite}[name]()
+    sizes = dict(B=16, I=1000, O=1023) if name in ('d_trace_window', 'trace_gradient') else dict(
+        place=(32, 4096))
+    operands = suite.operands(**sizes)
+    suites.close(jax.jit(suite.run)(*map(jnp.asarray, operands)),
+                 suite.call(*operands, backend='jax'), 1e-5)
