@@ -35,7 +35,7 @@ def everything():
 
 def changes(before):
     now = everything()
-    return sorted((str(k) for k in before.keys() | now.keys() if before.get(k) != now.get(k)))
+    return sorted(str(k) for k in before.keys() | now.keys() if before.get(k) != now.get(k))
 
 
 @pytest.mark.parametrize('way', ['install', 'enabled', 'compile', 'class'])

@@ -222,6 +222,17 @@ class TwoGroups(Hidden):
         return self.out(self.h.value + self.fast.value * self.slow.value)
 
 
+class Plain(Vanilla):
+    """Parameters that no ETP op reads, in the recurrence and outside it."""
+
+    def make(self) -> None:
+        super().make()
+        self.v, self.gain = _weight(N, N), _weight(N)
+
+    def op(self, x: Any, h: Any) -> Any:
+        return super().op(x, h) + jnp.tanh(h @ self.v.value) * self.gain.value
+
+
 class Bypass(Vanilla):
     """The output reads the previous hidden value beside the new one."""
 
@@ -305,6 +316,7 @@ NETS: dict[str, Net] = {
     'shared-weight': Net(Shared), 'transformed': Net(Transformed), 'noisy': Net(Noisy),
     'three-states': Net(lambda: Chain(3)), 'four-states': Net(lambda: Chain(4)),
     'five-states': Net(lambda: Chain(5)), 'two-groups': Net(TwoGroups), 'bypass': Net(Bypass),
+    'plain': Net(Plain),
 }
 
 
