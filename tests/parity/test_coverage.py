@@ -4,8 +4,10 @@
 
 import warnings
 
+import brainstate
 import braintrace
 import pytest
+import saiunit as u
 
 from tests.parity.harness import start
 from tests.parity.nets import NETS
@@ -18,6 +20,7 @@ OPS = {'etp_mv', 'etp_mm', 'etp_conv', 'etp_sp_mv', 'etp_sp_mm', 'etp_lora_mv', 
 @pytest.fixture(scope='module')
 def relations():
     """``(net, relation)`` of every net, batched and vmapped."""
+    brainstate.environ.set(dt=1. * u.ms)
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -53,16 +53,10 @@ def test_the_warm_up_correction_ends_where_upstream_ends_it(float64):
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 def test_without_a_batch(float64, rule):
     """``batch_size=None``: no axis but the net's own."""
-    def make(compiler):
-        brainstate.random.seed(0)
-        model = ALIF.make()
-        x = ALIF.inputs(7, BATCH)[:, 0]
-        learner = compiler(model, rule if rule == 'd_rtrl' else 'es_d_rtrl', x[0],
-                           **({} if rule == 'd_rtrl' else {'decay_or_rank': 0.9}))
-        return Run(learner, model, x, jnp.asarray(np.random.RandomState(5).randn(7, 2)))
-    upstream = make(braintrace.compile)
+    upstream = start(braintrace.compile, ALIF, rule, 7, batched=False)
     with traceops.configured(window=3):
-        ours = make(traceops.compile)
+        ours = start(traceops.compile, ALIF, rule, 7, batched=False)
+    assert ours.x.ndim == 2
     for _ in range(2):
         want, got = both(upstream, ours, lambda run: run.grad())
         assert_close(want, got, TOLERANCE, nonzero=True)
