@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call leaves for the next one, good or refused, in each way to drive a learner."""
 
+import traceback
 import warnings
 
 import brainstate
@@ -175,3 +176,22 @@ def test_the_precision_reaches_the_weight_gradient(precision):
         run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
     text = str(brainstate.transform.make_jaxpr(run.grad)()[0])
     assert ('Precision.HIGHEST' in text) == (precision == 'highest')
+
+
+def test_a_call_adds_no_warning_to_upstreams(monkeypatch):
+    """jax's deprecations name no module of ours; what counts is who is on the stack."""
+    ours = []
+
+    def show(message, *args, **kwargs):
+        frames = [f.filename for f in traceback.extract_stack() if '/site-packages/jax/' not in
+                  f.filename and not f.filename.endswith('warnings.py')]
+        if '/traceops/' in frames[-2]:                  # -1 is this function
+            ours.append(str(message))
+    monkeypatch.setattr(warnings, 'showwarning', show)
+    warnings.simplefilter('always')
+    for rule in ('d_rtrl', 'es'):
+        with traceops.configured(window=3):
+            run = start(traceops.compile, ALIF, rule, 7)
+        run.grad()
+        run.learner.etrace_evolve(run.x)
+    assert ours == []

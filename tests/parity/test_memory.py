@@ -45,11 +45,10 @@ def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     assert all(r.kept_bytes == 0 < r.trace_bytes for r in traceops.explain(run.learner).rows)
 
 
-@pytest.mark.parametrize('carry', [True, False])
-def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence(carry):
+def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence():
     """Temporary memory for a fixed window, T = 100 and T = 10 000, one copy of the inputs off."""
     def temporary(steps):
-        with traceops.configured(window=50, carry_trace=carry):
+        with traceops.configured(window=50):
             run = start(traceops.compile, NETS['alif'], 'd_rtrl', 100, True)
         x = jax.ShapeDtypeStruct((steps, *run.x.shape[1:]), run.x.dtype)
         program = compiled(lambda x: run.learner.etrace_grad(

@@ -25,13 +25,13 @@ def draw(path: pathlib.Path, history: dict[str, list[float]], tested: float,
              'axes.titlelocation': 'left', 'axes.titlesize': 11}
     with plt.rc_context(style):
         fig = plt.figure(figsize=(12, 7.2), layout='constrained')
-        left, right = fig.add_gridspec(1, 2, width_ratios=(1, 1.5), wspace=0.06)
-        learned = left.subgridspec(3, 1, height_ratios=(1.3, 1, 0.6))
-        accuracy, loss, time = (fig.add_subplot(cell) for cell in learned)
+        grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.5), wspace=0.06)
+        learned = grid[0, 0].subgridspec(3, 1, height_ratios=(1.3, 1, 0.6))
+        accuracy, loss, time = learned.subplots()
         _accuracy(accuracy, history['accuracy'], tested)
         _loss(loss, history['loss'])
         _bars(time, times)
-        lived = right.subgridspec(3, 1, height_ratios=(0.75, 1.5, 0.9))
+        lived = grid[0, 1].subgridspec(3, 1, height_ratios=(0.75, 1.5, 0.9))
         axes = lived.subplots(sharex=True)
         _input(axes[0], shown)
         _spikes(axes[1], shown['spikes'])
