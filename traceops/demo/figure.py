@@ -21,21 +21,22 @@ def draw(path: pathlib.Path, history: dict[str, list[float]], tested: float,
     """How it was learned (left), and what happens while one test digit is shown (right)."""
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    style = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,
+    style: Any = {'font.size': 10, 'axes.spines.top': False, 'axes.spines.right': False,
              'axes.titlelocation': 'left', 'axes.titlesize': 11}
     with plt.rc_context(style):
         fig = plt.figure(figsize=(12, 7.2), layout='constrained')
         grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.5), wspace=0.06)
         learned = grid[0, 0].subgridspec(3, 1, height_ratios=(1.3, 1, 0.6))
-        accuracy, loss, time = learned.subplots()
+        left: Any = learned.subplots()
+        accuracy, loss, time = left
         _accuracy(accuracy, history['accuracy'], tested)
         _loss(loss, history['loss'])
         _bars(time, times)
         lived = grid[0, 1].subgridspec(3, 1, height_ratios=(0.75, 1.5, 0.9))
-        axes = lived.subplots(sharex=True)
-        _input(axes[0], shown)
-        _spikes(axes[1], shown['spikes'])
-        _belief(axes[2], shown)
+        right: Any = lived.subplots(sharex=True)
+        _input(right[0], shown)
+        _spikes(right[1], shown['spikes'])
+        _belief(right[2], shown)
         fig.savefig(path, dpi=150)
         plt.close(fig)
 
