@@ -19,12 +19,25 @@ def clean():
 
 @pytest.fixture
 def float64():
-    """Double precision for one test."""
+    """Double precision for one test, compiled without XLA's slow optimisations.
+
+    Those tests compare numbers, and most of their time is compiling; the ones in single precision
+    run as users do.
+    """
     brainstate.environ.set(precision=64)
     jax.config.update('jax_enable_x64', True)
+    jax.config.update('jax_disable_most_optimizations', True)
     yield
     brainstate.environ.set(precision=32)
     jax.config.update('jax_enable_x64', False)
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+    """Compiled programs are kept for ever otherwise: a worker would grow to gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

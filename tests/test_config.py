@@ -189,6 +189,27 @@ def test_a_bad_environment_variable_is_named_at_first_use(field, text, monkeypat
     traceops.settings()                                 # the example in the message is legal
 
 
+@pytest.mark.parametrize('text, asked', [
+    ('1', True), ('true', True), ('YES', True), (' on ', True), ('0', False), ('no', False),
+    ('', False), (None, False)])
+def test_install_asked_by_the_environment(text, asked, monkeypatch):
+    monkeypatch.delenv('TRACEOPS_INSTALL', raising=False)
+    if text is not None:
+        monkeypatch.setenv('TRACEOPS_INSTALL', text)
+    assert config.install_asked() is asked
+
+
+@pytest.mark.parametrize('text, says', [('on', 'True'), ('ture', 'refused')])
+def test_install_at_import(text, says):
+    code = ('try:\n    import traceops; print(traceops.installed())\n'
+            'except ValueError as err:\n    print("refused", err)')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], text=True,
+                          capture_output=True, env={**os.environ, 'TRACEOPS_INSTALL': text})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(says)
+    assert says == 'True' or "TRACEOPS_INSTALL='ture'" in done.stdout
+
+
 def test_a_bad_environment_variable_does_not_break_the_import():
     code = ('import traceops\n'
             'try:\n    traceops.settings()\n'

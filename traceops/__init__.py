@@ -7,10 +7,9 @@
 """
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
-from traceops.config import Settings, configure, configured, reset, settings
+from traceops.config import Settings, configure, configured, install_asked, reset, settings
 from traceops.errors import UnsupportedVersionError
 from traceops.status import Status, status
 
@@ -50,5 +49,5 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-if os.environ.get('TRACEOPS_INSTALL', '').lower() in ('1', 'true', 'yes'):
+if install_asked():
     __getattr__('install')()

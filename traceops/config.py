@@ -22,7 +22,8 @@ import jax
 
 from traceops.errors import SettingsError
 
-__all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'reset', 'settings']
+__all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'install_asked', 'reset',
+           'settings']
 
 _UNITS = {'': 1, 'B': 1, 'KIB': 2 ** 10, 'MIB': 2 ** 20, 'GIB': 2 ** 30,
           'KB': 10 ** 3, 'MB': 10 ** 6, 'GB': 10 ** 9}
@@ -159,6 +160,21 @@ def _from_environment() -> dict[str, Any]:
             raise SettingsError(f'the environment variable {name}={text!r} is not legal; '
                                 f'{field} takes {legal}, e.g. {name}={example}.') from None
     return found
+
+
+def install_asked() -> bool:
+    """Whether the environment asks to install at import (``TRACEOPS_INSTALL``).
+
+    Raises
+    ------
+    SettingsError
+        The variable holds a text that is neither yes nor no.
+    """
+    text = os.environ.get('TRACEOPS_INSTALL', '').strip()
+    if text and text.lower() not in _WORDS:
+        raise SettingsError(f'the environment variable TRACEOPS_INSTALL={text!r} is not legal; it '
+                            f'takes {", ".join(_WORDS)}, e.g. TRACEOPS_INSTALL=1.')
+    return _WORDS.get(text.lower(), False)
 
 
 def _in_force(options: dict[str, Any]) -> Settings:

@@ -55,6 +55,25 @@ def test_a_subclass_with_its_own_update_keeps_it():
     assert 'Mine overrides _solve_weight_gradients' in traceops.explain(made).rows[0].reason
 
 
+def test_a_wrapper_made_outside_and_a_call_that_could_not_be_counted():
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 3, True)
+    outside = braintrace.ETraceVmap(run.inner, vmap_states='new')
+    row = traceops.explain(outside).rows[0]
+    assert row.engine == 'per-step' and 'traceops.compile(..., vmap=True)' in row.reason
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 3)
+    run.learner.etrace_grad(run.x, step_fn=lambda x: (run.learner(x) + run.learner(x)).sum())
+    row = traceops.explain(run.learner).rows[0]
+    assert row.engine == 'per-step' and 'calls the learner 2 times' in row.reason
+
+
+def test_one_row_for_each_relation_and_group():
+    run = start(traceops.compile, NETS['two-groups'], 'd_rtrl', 3)
+    rows = traceops.explain(run.learner).rows
+    assert [(r.parameter, r.primitive, r.states, r.x_shape, r.y_shape, r.rule) for r in rows] == [
+        ('w', 'etp_mm', S, (4, 9), (4, 6), 'D_RTRL') for S in (1, 2)]
+    assert {r.group for r in rows} == {0, 1} and {r.backend for r in rows} == {'jax'}
+
+
 def test_what_is_no_learner():
     with pytest.raises(TypeError, match='takes a braintrace learner'):
         traceops.explain(3)

@@ -61,8 +61,8 @@ class Run:
                 'traces': traces, 'index': inner.running_index.value}
 
 
-def start(compiler: Any, net: Net, rule: str, steps: int, vmap: bool = False,
-          **options: Any) -> Run:
+def start(compiler: Any, net: Net, rule: str, steps: int, vmap: bool = False, *,
+          batched: bool = True, **options: Any) -> Run:
     """A learner from seed 0 and its data."""
     brainstate.random.seed(0)
     model = net.make()
@@ -75,7 +75,10 @@ def start(compiler: Any, net: Net, rule: str, steps: int, vmap: bool = False,
     cls, more = RULES[rule]
     if rule == 'eprop-random':
         more = {**more, 'random_feedback_key': brainstate.random.split_key()}
-    learner = compiler(model, cls, x[0], batch_size=BATCH, vmap=vmap, **more, **options)
+    if not batched:
+        x, y = x[:, 0], y[:, 0]
+    learner = compiler(model, cls, x[0], batch_size=BATCH if batched else None, vmap=vmap, **more,
+                       **options)
     return Run(learner, model, x, y)
 
 

@@ -180,7 +180,9 @@ class Noisy(Vanilla):
 class Chain(Hidden):
     """``S`` coupled states per position."""
 
-    S = 5
+    def __init__(self, S: int) -> None:
+        self.S = S
+        super().__init__()
 
     def make(self) -> None:
         self.w = _weight(N_IN + N, N)
@@ -200,8 +202,35 @@ class Chain(Hidden):
         return self.out(sum(h.value for h in hs))
 
 
-class Chain3(Chain):
-    S = 3
+class TwoGroups(Hidden):
+    """One op that drives two hidden groups, one state wide and two states wide."""
+
+    def make(self) -> None:
+        self.w, self.b = _weight(N_IN + N, N), _weight(N)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        super().init_state(batch_size, **kwargs)
+        self.fast, self.slow = (brainstate.HiddenState(jnp.zeros_like(self.h.value))
+                                for _ in range(2))
+
+    def update(self, x: Any) -> Any:
+        h, fast, slow = self.h.value, self.fast.value, self.slow.value
+        y = braintrace.matmul(jnp.concatenate([x, h], -1), self.w.value, self.b.value)
+        self.h.value = 0.8 * h + jnp.tanh(y)
+        self.fast.value = 0.5 * fast + jnp.sin(y) - 0.1 * slow
+        self.slow.value = 0.9 * slow + 0.3 * fast * y
+        return self.out(self.h.value + self.fast.value * self.slow.value)
+
+
+class Plain(Vanilla):
+    """Parameters that no ETP op reads, in the recurrence and outside it."""
+
+    def make(self) -> None:
+        super().make()
+        self.v, self.gain = _weight(N, N), _weight(N)
+
+    def op(self, x: Any, h: Any) -> Any:
+        return super().op(x, h) + jnp.tanh(h @ self.v.value) * self.gain.value
 
 
 class Bypass(Vanilla):
@@ -285,7 +314,9 @@ NETS: dict[str, Net] = {
     'einsum': Net(Einsum, not_vmapped=_EINSUM),
     'shared-axis': Net(SharedAxis, not_vmapped=_EINSUM, engine='upstream'),
     'shared-weight': Net(Shared), 'transformed': Net(Transformed), 'noisy': Net(Noisy),
-    'five-states': Net(Chain), 'three-states': Net(Chain3), 'bypass': Net(Bypass),
+    'three-states': Net(lambda: Chain(3)), 'four-states': Net(lambda: Chain(4)),
+    'five-states': Net(lambda: Chain(5)), 'two-groups': Net(TwoGroups), 'bypass': Net(Bypass),
+    'plain': Net(Plain),
 }
 
 

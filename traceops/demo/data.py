@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ['LINES', 'STEPS', 'Digits', 'encode', 'load']
+__all__ = ['LINES', 'STEPS', 'Digits', 'Part', 'encode', 'load']
 
 #: Input lines: one per pixel of an 8 x 8 image.
 LINES = 64
@@ -17,14 +17,20 @@ _ROWS, _STEPS_PER_ROW, _SILENT_STEPS = 8, 4, 8
 STEPS = _ROWS * _STEPS_PER_ROW + _SILENT_STEPS
 
 
-class Digits(NamedTuple):
-    """``*_spikes`` are ``[T, samples, 64]`` float32 0/1, ``*_labels`` ``[samples]`` int32."""
+class Part(NamedTuple):
+    """``spikes [T, samples, 64]`` float32 0/1, ``labels [samples]`` int32, ``images``."""
 
-    train_spikes: np.ndarray
-    train_labels: np.ndarray
-    test_spikes: np.ndarray
-    test_labels: np.ndarray
-    test_images: np.ndarray
+    spikes: np.ndarray
+    labels: np.ndarray
+    images: np.ndarray
+
+
+class Digits(NamedTuple):
+    """To learn from, to choose settings with, and to judge the one that was chosen."""
+
+    train: Part
+    validation: Part
+    test: Part
 
 
 def encode(images: np.ndarray) -> np.ndarray:
@@ -66,12 +72,16 @@ def encode(images: np.ndarray) -> np.ndarray:
     return np.concatenate([spikes, np.zeros((_SILENT_STEPS, *spikes.shape[1:]), np.float32)])
 
 
-def load(test: int = 400) -> Digits:
+def load(validation: int = 200, test: int = 400) -> Digits:
     """The 1797 digits of scikit-learn, split once and for all (stratified, fixed seed)."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8).astype(np.float32) / 16
-    seen, unseen, seen_labels, unseen_labels = train_test_split(
-        images, labels.astype(np.int32), test_size=test, stratify=labels, random_state=0)
-    return Digits(encode(seen), seen_labels, encode(unseen), unseen_labels, unseen)
+    labels = labels.astype(np.int32)
+    rest, unseen, rest_labels, unseen_labels = train_test_split(
+        images, labels, test_size=test, stratify=labels, random_state=0)
+    seen, held, seen_labels, held_labels = train_test_split(
+        rest, rest_labels, test_size=validation, stratify=rest_labels, random_state=0)
+    return Digits(*(Part(encode(i), n, i) for i, n in (
+        (seen, seen_labels), (held, held_labels), (unseen, unseen_labels))))

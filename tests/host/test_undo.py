@@ -1,0 +1,141 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What install touches, undoing it, and many threads that do both."""
+
+import sys
+import threading
+
+import braintrace
+import pytest
+
+import traceops
+from tests.host.test_patch import fast, learner
+from tests.parity.nets import NETS
+
+HOSTS = ('braintrace', 'brainstate', 'brainpy', 'braintools', 'saiunit')
+
+
+def everything():
+    """Each attribute of each module and class of the hosts, and what their registries hold."""
+    found = {}
+    for name, module in sorted(sys.modules.items()):
+        if module is None or name.split('.')[0] not in HOSTS:
+            continue
+        for key, value in list(vars(module).items()):
+            found[name, key] = id(value)
+            if isinstance(value, type) and value.__module__.split('.')[0] in HOSTS:
+                found[value, '__dict__'] = {k: id(v) for k, v in vars(value).items()
+                                            if not k.startswith(('__abstract', '_abc'))}
+            elif name.startswith('braintrace') and isinstance(value, dict | set | frozenset):
+                pairs = value.items() if isinstance(value, dict) else ((k, None) for k in value)
+                found[name, key, 'holds'] = [(id(k), id(v)) for k, v in pairs] \
+                    if not key.startswith('__') else None
+    return found
+
+
+def changes(before):
+    now = everything()
+    return sorted(str(k) for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+
+
+@pytest.mark.parametrize('way', ['install', 'enabled', 'compile', 'class'])
+def test_undo_leaves_every_module_class_and_registry(way):
+    learner(), learner(vmap=True)                       # whatever the hosts do lazily is done
+    learner(compiler=traceops.compile), learner(compiler=traceops.compile, vmap=True)
+    before = everything()
+    if way == 'install':
+        traceops.install()
+        assert changes(before)                          # the comparison sees what it has to
+        learner(), learner('es', vmap=True)
+        traceops.uninstall()
+    elif way == 'enabled':
+        with traceops.enabled(), traceops.enabled():
+            learner(), learner('es', vmap=True)
+    elif way == 'compile':
+        assert fast(learner('eprop', compiler=traceops.compile))
+    else:
+        assert fast(traceops.D_RTRL(NETS['lif'].make()))
+    assert changes(before) == []
+
+
+def test_undo_after_an_error_in_a_block():
+    before = everything()
+    with pytest.raises(ZeroDivisionError), traceops.enabled():
+        raise ZeroDivisionError
+    assert changes(before) == [] and not traceops.installed()
+
+
+def test_uninstall_does_not_reach_into_a_block_nor_a_block_outlive_itself():
+    traceops.install()
+    with traceops.enabled():
+        traceops.uninstall()
+        assert traceops.installed() and fast(learner())
+    assert not traceops.installed()
+    with traceops.enabled():
+        traceops.install()
+    assert traceops.installed() and fast(learner())
+
+
+def test_threads_that_make_learners_at_once_get_what_their_block_says():
+    """Half of them inside ``enabled()``, all at once, again and again."""
+    models = [NETS['lif'].make() for _ in range(4)]
+    wrong, start = [], threading.Barrier(len(models))
+
+    def work(inside, model):
+        start.wait()
+        for _ in range(100):
+            if inside:
+                with traceops.enabled():
+                    made = braintrace.D_RTRL(model)
+            else:
+                made = braintrace.D_RTRL(model)
+            if fast(made) != inside or not isinstance(made, braintrace.D_RTRL):
+                wrong.append((inside, type(made)))
+
+    before = everything()
+    threads = [threading.Thread(target=work, args=(i % 2 == 0, model))
+               for i, model in enumerate(models)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and changes(before) == []
+
+
+def test_threads_that_install_and_uninstall_leave_nothing():
+    start = threading.Barrier(4)
+
+    def work():
+        start.wait()
+        for _ in range(200):
+            traceops.install()
+            traceops.uninstall()
+
+    before = everything()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert changes(before) == [] and not traceops.installed()
+
+
+@pytest.mark.parametrize('name, options', [
+    ('ParamDimVjpAlgorithm', {}), ('IODimVjpAlgorithm', {'decay_or_rank': 0.9}),
+    ('pp_prop', {'decay_or_rank': 4}), ('D_RTRL', {'fast_solve': False})])
+def test_the_engines_by_their_own_names(name, options):
+    traceops.install()
+    made = getattr(braintrace, name)(NETS['lif'].make(), **options)
+    assert fast(made) and type(made).__name__ == getattr(braintrace, name).__name__
+
+
+@pytest.mark.parametrize('name, options', [
+    ('d_rtrl', {}), ('pp_prop', {'decay_or_rank': 0.9}), ('es_d_rtrl', {'decay_or_rank': 0.9}),
+    ('esd_rtrl', {'decay_or_rank': 0.9}), ('eprop', {}), ('e_prop', {}), ('ostl_recurrent', {}),
+    ('ostl_feedforward', {}), ('three_factor', {'modulator': 0.5})])
+def test_every_registered_name(name, options):
+    net = NETS['lif']
+    with traceops.enabled():
+        made = braintrace.compile(net.make(), name, net.inputs(2, 3)[0], batch_size=3, **options)
+    assert fast(made)
+    assert {r.engine for r in traceops.explain(made).rows} == {'window'}

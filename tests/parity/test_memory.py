@@ -1,0 +1,58 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Memory, read from compiled programs: no trace where none is carried, none that grows with T."""
+
+import math
+import re
+import warnings
+
+import jax
+import pytest
+
+import traceops
+from tests.parity import harness, nets
+from tests.parity.harness import compiled, start
+from tests.parity.nets import NETS
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+def largest_array(program):
+    """Elements of the largest array anywhere in a compiled program, fusions included."""
+    shapes = re.findall(r'\b(?:pred|[suf]\d+|bf16)\[([\d,]*)\]', program.as_text())
+    return max(math.prod(map(int, s.split(','))) for s in shapes if s)
+
+
+@pytest.mark.parametrize('name, vmap', [('lif', False), ('alif', True), ('gru', False),
+                                        ('two-layer', False)])
+def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
+    """Sizes at which nothing else comes near: 3 steps, 16 samples, 24 neurons."""
+    monkeypatch.setattr(harness, 'BATCH', 16)
+    monkeypatch.setattr(nets, 'N', 24)
+    sizes = {}
+    for carry in (True, False):
+        with traceops.configured(carry_trace=carry):
+            run = start(traceops.compile, NETS[name], 'd_rtrl', 3, vmap)
+        sizes[carry] = largest_array(compiled(run.grad))
+    trace = 16 * 24 * 24
+    assert sizes[True] >= trace                 # the search finds a trace where there is one
+    assert sizes[False] < trace
+    assert all(r.kept_bytes == 0 < r.trace_bytes for r in traceops.explain(run.learner).rows)
+
+
+def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence():
+    """Temporary memory for a fixed window, T = 100 and T = 10 000, one copy of the inputs off."""
+    def temporary(steps):
+        with traceops.configured(window=50):
+            run = start(traceops.compile, NETS['alif'], 'd_rtrl', 100, True)
+        x = jax.ShapeDtypeStruct((steps, *run.x.shape[1:]), run.x.dtype)
+        program = compiled(lambda x: run.learner.etrace_grad(
+            x, step_fn=lambda i: run.learner(i).sum() ** 2), x)
+        return program.memory_analysis().temp_size_in_bytes
+    step = 4 * harness.BATCH * nets.N_IN
+    assert temporary(10_000) - temporary(100) <= 2 * step * 9_900 + 2 ** 16
