@@ -15,7 +15,7 @@ from traceops.host import upstream
 from traceops.host.drive import evolve, gradient
 from traceops.host.plan import Plan, make_plan
 from traceops.host.recorder import Recorder
-from traceops.host.steps import Steps
+from traceops.host.steps import Steps, unwatched
 
 __all__ = ['D_RTRL', 'ES_D_RTRL', 'FastLearner', 'FastVmap', 'fast_class', 'is_fast']
 
@@ -175,11 +175,13 @@ class FastLearner:
     def etrace_grad(self, *sequences: Any, step_fn: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_grad``, a window at a time (same arguments and results)."""
         upstream_way = super().etrace_grad  # type: ignore[misc]
-        return gradient(self, self, upstream_way, sequences, step_fn, **options)
+        with unwatched():
+            return gradient(self, self, upstream_way, sequences, step_fn, **options)
 
     def etrace_evolve(self, *sequences: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_evolve``, a window at a time (same arguments and results)."""
-        return evolve(self, self, super().etrace_evolve, sequences, **options)  # type: ignore[misc]
+        with unwatched():
+            return evolve(self, self, super().etrace_evolve, sequences, **options)  # type: ignore[misc]
 
 
 class FastVmap(braintrace.ETraceVmap):
@@ -189,11 +191,13 @@ class FastVmap(braintrace.ETraceVmap):
 
     def etrace_grad(self, *sequences: Any, step_fn: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_grad``, a window at a time (same arguments and results)."""
-        return gradient(self.module, self, super().etrace_grad, sequences, step_fn, **options)
+        with unwatched():
+            return gradient(self.module, self, super().etrace_grad, sequences, step_fn, **options)
 
     def etrace_evolve(self, *sequences: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_evolve``, a window at a time (same arguments and results)."""
-        return evolve(self.module, self, super().etrace_evolve, sequences, **options)
+        with unwatched():
+            return evolve(self.module, self, super().etrace_evolve, sequences, **options)
 
 
 def _not_carried(what: str) -> TraceNotCarriedError:

@@ -6,6 +6,8 @@ Two places of braintrace are patched, both ``__init__``: an object on its way in
 becomes one of the fast subclass of its class. Every way to make a learner passes there,
 references taken before install included, and undoing it puts the two attributes back.
 (``__new__`` would be the obvious place, but Python does not forget a ``__new__`` once set.)
+The third place is ``jax.lax.scan``, underneath every loop over time: :mod:`traceops.host.loops`
+looks at what it is given.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import braintrace
+import jax
 
 from traceops import config
-from traceops.host import upstream, versions
+from traceops.host import loops, upstream, versions
 from traceops.host.learners import FastLearner, FastVmap, fast_class
 
 __all__ = ['compile', 'enabled', 'install', 'installed', 'uninstall']
@@ -55,8 +58,18 @@ def _init_vmap(original: Any) -> Any:
     return __init__
 
 
-_PATCHES = ((upstream.VjpAlgorithm, _init_learner), (upstream.ETraceVmap, _init_vmap))
-_saved: dict[type, Any] = {}
+def _scan(original: Any) -> Any:
+    @functools.wraps(original)
+    def scan(*args: Any, **kwargs: Any) -> Any:
+        return loops.scan(original, *args, **kwargs) if _active() else original(*args, **kwargs)
+
+    return scan
+
+
+_PATCHES = ((upstream.VjpAlgorithm, '__init__', _init_learner),
+            (upstream.ETraceVmap, '__init__', _init_vmap),
+            (jax.lax, 'scan', _scan))
+_saved: dict[Any, Any] = {}
 
 
 def _active() -> bool:
@@ -66,16 +79,16 @@ def _active() -> bool:
 def _apply() -> None:
     """Bring the patches in line with whether anybody uses them."""
     wanted = _installed or _users > 0
-    for cls, wrap in _PATCHES:
-        if wanted and cls not in _saved:
-            _saved[cls] = vars(cls).get('__init__')
-            cls.__init__ = wrap(cls.__init__)  # type: ignore[misc]
-        elif not wanted and cls in _saved:
-            original = _saved.pop(cls)
+    for place, name, wrap in _PATCHES:
+        if wanted and place not in _saved:
+            _saved[place] = vars(place).get(name)
+            setattr(place, name, wrap(getattr(place, name)))
+        elif not wanted and place in _saved:
+            original = _saved.pop(place)
             if original is None:
-                del cls.__init__
+                delattr(place, name)
             else:
-                cls.__init__ = original  # type: ignore[misc]
+                setattr(place, name, original)
 
 
 def install(**settings: Any) -> None:

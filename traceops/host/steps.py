@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -12,7 +15,25 @@ import jax
 from traceops.host import upstream
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, Step
 
-__all__ = ['Steps']
+__all__ = ['Steps', 'loops_are_watched', 'unwatched']
+
+_unwatched: ContextVar[bool] = ContextVar('traceops_unwatched', default=False)
+_made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def loops_are_watched() -> bool:
+    """Whether a loop that starts now may be one around a fast learner."""
+    return not _unwatched.get() and len(_made) > 0
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """Loops of this block are the project's own."""
+    token = _unwatched.set(True)
+    try:
+        yield
+    finally:
+        _unwatched.reset(token)
 
 
 class Steps:
@@ -28,6 +49,7 @@ class Steps:
         self._upstream_update, self._upstream_solve = update, solve
         self._upstream_previous = previous
         self._steps: dict[Any, Step] = {}
+        _made.add(self)
 
     def update(self, trace: Any, h2w: Any, h2h: Any, weight_vals: Any) -> Any:
         """The trace after this step."""
