@@ -61,40 +61,43 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
          length: int | None = None, reverse: bool = False, unroll: Any = 1,
          **options: Any) -> Any:
     """``jax.lax.scan``, without traces where nothing in the loop reads them."""
-    run = None
-    if loops_are_watched() and not options and not jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        run = _deferring(original, f, init, xs, length, reverse, unroll)
-    if run is not None:
-        return run()
-    return original(f, init, xs, length=length, reverse=reverse, unroll=unroll, **options)
+    def as_written() -> Any:
+        return original(f, init, xs, length=length, reverse=reverse, unroll=unroll, **options)
 
-
-def _deferring(original: Any, f: Any, init: Any, xs: Any, length: int | None, reverse: bool,
-               unroll: Any) -> Callable[[], Any] | None:
-    """The loop without traces, if there is one. A body that cannot be traced is the original's
-    to complain about."""
-    leaves = jax.tree.leaves(xs)
-    steps = length if length is not None else jnp.shape(leaves[0])[0] \
-        if leaves and jnp.ndim(leaves[0]) else 0
+    if not loops_are_watched() or options or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        return as_written()
+    steps = _length(xs, length)
     try:
         body = _Body(f, init, xs) if steps > 1 else None
-    except ZeroDivisionError:           # noqa: BLE001
-        return None
+    except Exception:  # a body that cannot be traced is the original's to complain about
+        body = None
     if body is None or not body.has_steps:
-        return None
+        return as_written()
     analysis = Analysis(flatten(body.closed), len(body.init))
-    learners = analysis.deferred
-    loop = _DeferredLoop(original, body, analysis, learners, steps, reverse, unroll) \
-        if learners else None
-    _report(analysis.learners, steps, loop)
-    return loop
+    learners = analysis.learners
+    try:
+        loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
+        out = loop() if loop.learners else None
+    except Exception as err:  # what is chosen automatically never fails, and says why it was not
+        learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
+                    for one in learners]
+        loop = out = None
+    _report(learners, steps, loop.window if loop is not None else None)
+    return as_written() if out is None else out
 
 
-def _report(learners: Sequence[Learner], steps: int, loop: _DeferredLoop | None) -> None:
+def _length(xs: Any, length: int | None) -> int:
+    leaves = jax.tree.leaves(xs)
+    if length is None and leaves and jnp.ndim(leaves[0]):
+        return int(jnp.shape(leaves[0])[0])
+    return length or 0
+
+
+def _report(learners: Sequence[Learner], steps: int, window: int | None) -> None:
     seen = watching.get()
     if seen is not None:
         seen.append(Loop(
-            where=_caller(), steps=steps, window=loop.window if loop else None,
+            where=_caller(), steps=steps, window=window,
             deferred=tuple(_name(one.owner) for one in learners if not one.reason),
             kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason)))
 
@@ -161,12 +164,13 @@ class _Body:
 
 
 class _DeferredLoop:
-    """The loop without the traces of ``learners``; call it to run it."""
+    """The loop without the traces of the learners whose gradients wait; call it to run it."""
 
     def __init__(self, original: Callable[..., Any], body: _Body, analysis: Analysis,
-                 learners: Sequence[Learner], steps: int, reverse: bool, unroll: Any) -> None:
+                 steps: int, reverse: bool, unroll: Any) -> None:
         self.original, self.body, self.analysis = original, body, analysis
         self.steps, self.reverse, self.unroll = steps, reverse, unroll
+        learners = analysis.deferred
         self.kept = analysis.kept(learners)
         self.learners = [Deferred(one) for one in learners]
         gone = {i for one in learners for i in (*one.trace, *one.filters)}
@@ -178,7 +182,7 @@ class _DeferredLoop:
         self.wanted = [*(analysis.leaving[i] for i in self.live),
                        *analysis.flat.outputs[analysis.carries:],
                        *(v for one in self.learners for v in one.reads)]
-        self.window = self._choose_window()
+        self.window = self._choose_window() if learners else None
 
     def __call__(self) -> Any:
         # differentiated from outside, the loop is the one that was written
