@@ -26,7 +26,7 @@ from traceops.window.flat import Value, flatten, read
 from traceops.window.schedule import choose_window
 from traceops.window.step import step_of
 
-__all__ = ['Loop', 'scan', 'watching']
+__all__ = ['Loop', 'known', 'scan', 'watching']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +55,13 @@ class Loop:
 
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
+_known: dict[Loop, None] = {}
+_MOST = 256                     # loops that are remembered
+
+
+def known() -> tuple[Loop, ...]:
+    """The loops around fast learners that this process has traced, the oldest first."""
+    return tuple(_known)
 
 
 def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any = None,
@@ -94,12 +101,17 @@ def _length(xs: Any, length: int | None) -> int:
 
 
 def _report(learners: Sequence[Learner], steps: int, window: int | None) -> None:
+    loop = Loop(
+        where=_caller(), steps=steps, window=window,
+        deferred=tuple(_name(one.owner) for one in learners if not one.reason),
+        kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason))
+    _known.pop(loop, None)
+    _known[loop] = None
+    if len(_known) > _MOST:
+        _known.pop(next(iter(_known)))
     seen = watching.get()
     if seen is not None:
-        seen.append(Loop(
-            where=_caller(), steps=steps, window=window,
-            deferred=tuple(_name(one.owner) for one in learners if not one.reason),
-            kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason)))
+        seen.append(loop)
 
 
 def _name(learner: Any) -> str:

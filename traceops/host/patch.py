@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,12 +26,14 @@ from traceops import config
 from traceops.host import loops, upstream, versions
 from traceops.host.learners import FastLearner, FastVmap, fast_class
 
-__all__ = ['compile', 'enabled', 'install', 'installed', 'uninstall']
+__all__ = ['accelerate', 'compile', 'enabled', 'install', 'installed', 'uninstall']
 
 _lock = threading.RLock()
 _installed = False
 _users = 0                                          # blocks of enabled() now open
 _depth: ContextVar[int] = ContextVar('traceops_enabled', default=0)
+#: In the key of jit's caches: a program made in a block is not one made outside.
+_block_key = jax.make_user_context(False)
 
 
 def _init_learner(original: Any) -> Any:
@@ -145,12 +147,49 @@ def enabled(**settings: Any) -> Iterator[None]:
             _apply()
         token = _depth.set(_depth.get() + 1)
         try:
-            yield
+            with _block_key(True):
+                yield
         finally:
             _depth.reset(token)
             with _lock:
                 _users -= 1
                 _apply()
+
+
+def accelerate(fn: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
+    """A function whose learners and loops are fast, nothing left patched behind.
+
+    Parameters
+    ----------
+    fn : callable
+        E.g. a ``train_step`` that makes a learner and loops over time. Outermost: around
+        ``jit``, if there is one.
+    **settings
+        As for :func:`traceops.configured`.
+
+    Returns
+    -------
+    callable
+        ``fn`` in a block of :func:`enabled`; without ``fn``, a decorator.
+
+    Examples
+    --------
+    >>> @traceops.accelerate
+    ... @brainstate.transform.jit
+    ... def train_step(inputs, targets): ...
+    """
+    if fn is None:
+        return functools.partial(accelerate, **settings)
+    if not callable(fn):
+        raise TypeError(f'accelerate() takes a function, or settings by name as in '
+                        f'@traceops.accelerate(window=50); got {type(fn).__name__}.')
+
+    @functools.wraps(fn)
+    def accelerated(*args: Any, **kwargs: Any) -> Any:
+        with enabled(**settings):
+            return fn(*args, **kwargs)
+
+    return accelerated
 
 
 def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001  (upstream's name)

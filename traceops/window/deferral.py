@@ -38,8 +38,13 @@ Scale = tuple[tuple[str, Value], ...]
 class _Flow:
     """How a gradient arrives at a value: scaled by what, and still per lane or summed."""
 
+    source: Value
     scale: Scale
     per_lane: bool
+
+
+_Flows = frozenset[_Flow]
+_NOWHERE: _Flows = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +112,10 @@ class Analysis:
             for v in dict.fromkeys(node.inputs):
                 self.uses.setdefault(v, []).append(node)
         self.results = set(flat.outputs)
-        self.flows: dict[Value, dict[Value, _Flow]] = {}
+        self.flows: dict[Value, _Flows] = {}
         self.blocked: dict[Value, str] = {}
+        #: scalings that the learning signal takes over
+        self.factors: dict[Node, tuple[str, Value]] = {}
         #: carry -> the values added to it that gradients have part in, with their sign
         self.sinks: dict[int, list[tuple[Value, int]]] = {}
         self._follow()
@@ -178,81 +185,65 @@ class Analysis:
                 grads = node.outputs[:len(node.outputs) - step.trees['filters'].num_leaves] \
                     if node.primitive is GRADIENT else node.outputs
                 for v in grads:
-                    self.flows[v] = {v: _Flow((), bool(node.params['lanes']))}
-            incoming = [self.flows.get(v, {}) for v in node.inputs]
+                    self.flows[v] = frozenset([_Flow(v, (), bool(node.params['lanes']))])
+            incoming = [self.flows.get(v, _NOWHERE) for v in node.inputs]
             if any(incoming):
                 self._through(node, incoming)
         for v in self.flat.outputs:
-            for source in self.flows.get(v, {}):
-                carry = any(v is w for w in self.leaving)
-                self._block([source], 'a carry takes its place (nothing is added up)' if carry
-                            else 'the loop returns it at every step')
+            carry = any(v is w for w in self.leaving)
+            self._block(self.flows.get(v, _NOWHERE),
+                        'a carry takes its place (nothing is added up)' if carry
+                        else 'the loop returns it at every step')
 
-    def _block(self, sources: Iterable[Value], reason: str) -> None:
-        for source in sources:
-            self.blocked.setdefault(source, reason)
+    def _block(self, flows: Iterable[_Flow], reason: str) -> None:
+        for flow in flows:
+            self.blocked.setdefault(flow.source, reason)
 
-    def _through(self, node: Node, incoming: list[dict[Value, _Flow]]) -> None:
+    def _through(self, node: Node, incoming: list[_Flows]) -> None:
         if node in self._links:
             carry, side, sign = self._links[node]
-            flow = self.flows.get(side, {})
-            per_lane = [s for s, f in flow.items() if f.per_lane]
-            self._block(per_lane, 'it is added up lane by lane')
+            self._block((flow for flow in self.flows.get(side, _NOWHERE) if flow.per_lane),
+                        'it is added up lane by lane')
             self.sinks.setdefault(carry, []).append((side, sign))
             return
         try:
             out = self._image(node, incoming)
         except _Refused as why:
-            for flow in incoming:
-                self._block(flow, str(why))
+            self._block(frozenset().union(*incoming), str(why))
             return
         self.flows[node.outputs[0]] = out
 
-    def _image(self, node: Node, incoming: list[dict[Value, _Flow]]) -> dict[Value, _Flow]:
+    def _image(self, node: Node, incoming: list[_Flows]) -> _Flows:
         """Flows of the result; refuses what is not linear or not the same at every step."""
-        name = node.name
+        name, everything = node.name, frozenset().union(*incoming)
+        per_lane = any(flow.per_lane for flow in everything)
         refuse = _Refused(f'`{name}` reads it inside the loop')
-        if name in _SUMS or name == 'concatenate':
-            out: dict[Value, _Flow] = {}
-            for flow in incoming:
-                for source, way in flow.items():
-                    if out.setdefault(source, way) != way or (name == 'concatenate'
-                                                              and way.per_lane):
-                        raise refuse
-            return out
-        place = next(i for i, flow in enumerate(incoming) if flow)
-        flow = incoming[place]
+        if name in _SUMS or (name == 'concatenate' and not per_lane):
+            return everything
+        place = next(i for i, flows in enumerate(incoming) if flows)
         if sum(map(bool, incoming)) > 1:
             raise refuse
-        per_lane = any(way.per_lane for way in flow.values())
-        if name in _UNARY:
-            return {s: self._reduced(node, way, refuse) for s, way in flow.items()}
-        if name == 'mul' or (name == 'div' and place == 0):
-            return self._scaled(node, flow, node.inputs[1 - place], per_lane, refuse)
-        if name == 'dot_general' and not per_lane and self.is_invariant(node.inputs[1 - place]):
-            return flow
+        if name in _UNARY and jnp.issubdtype(node.outputs[0].aval.dtype, jnp.inexact):
+            if not per_lane or name in _PER_LANE:
+                return everything
+            if name == 'reduce_sum' and 0 in node.params['axes']:
+                return frozenset(dataclasses.replace(f, per_lane=False) for f in everything)
+        elif name == 'mul' or (name == 'div' and place == 0):
+            return self._scaled(node, everything, node.inputs[1 - place], per_lane, refuse)
+        elif name == 'dot_general' and not per_lane and self.is_invariant(node.inputs[1 - place]):
+            return everything
         raise refuse
 
-    @staticmethod
-    def _reduced(node: Node, way: _Flow, refuse: _Refused) -> _Flow:
-        floating = jnp.issubdtype(node.outputs[0].aval.dtype, jnp.inexact)
-        if not floating:
-            raise refuse
-        if not way.per_lane or node.name in _PER_LANE:
-            return way
-        if node.name == 'reduce_sum' and 0 in node.params['axes']:
-            return dataclasses.replace(way, per_lane=False)
-        raise refuse
-
-    def _scaled(self, node: Node, flow: dict[Value, _Flow], by: Value, per_lane: bool,
-                refuse: _Refused) -> dict[Value, _Flow]:
+    def _scaled(self, node: Node, flows: _Flows, by: Value, per_lane: bool,
+                refuse: _Refused) -> _Flows:
         if not per_lane and self.is_invariant(by):
-            return flow                         # applied once, after the loop
+            return flows                        # applied once, after the loop
         scalar = self._scalar(by, per_lane)
         if scalar is None:
             raise refuse
-        return {s: dataclasses.replace(way, scale=(*way.scale, (node.name, scalar)))
-                for s, way in flow.items()}
+        self.factors[node] = (node.name, scalar)
+        return frozenset(dataclasses.replace(f, scale=(*f.scale, (node.name, scalar)))
+                         for f in flows)
 
     def _scalar(self, v: Value, per_lane: bool) -> Value | None:
         """The number (or, of lanes, the numbers) that a factor repeats."""
@@ -307,10 +298,10 @@ class Analysis:
         used = set()
         for sinks in self.sinks.values():
             for side, _ in sinks:
-                for source, way in self.flows.get(side, {}).items():
-                    if self.producer[source] in grads:
-                        used.add(source)
-                        products[Product(self.producer[source], way.scale)] = None
+                for flow in self.flows.get(side, _NOWHERE):
+                    if self.producer[flow.source] in grads:
+                        used.add(flow.source)
+                        products[Product(self.producer[flow.source], flow.scale)] = None
         for node in grads:
             for i, v in enumerate(node.outputs):
                 if v in self.blocked:
@@ -391,13 +382,6 @@ def _leads(node: Node) -> bool:
     return bool(node.name == 'expand_dims' or (len(kept) and kept[0] == 0))
 
 
-class _Zero:
-    """A gradient that waits: nothing is added of it inside the loop."""
-
-
-_ZERO = _Zero()
-
-
 class _Kept:
     """The body without the waiting gradients, and what happens to their sums afterwards."""
 
@@ -406,9 +390,8 @@ class _Kept:
         self.removed = {n for one in learners for n in analysis._steps
                         if step_of(n).owner is one.owner}  # type: ignore[union-attr]
         sources = {v for n in self.removed for v in n.outputs}
-        self.waits = {v for v, flow in analysis.flows.items() if flow and set(flow) <= sources
-                      and self._only_gradients(v)}
-        self.partly = {v for v, flow in analysis.flows.items() if set(flow) & sources}
+        self.waits = {v for v, flows in analysis.flows.items()
+                      if all(f.source in sources for f in flows) and self._only_gradients(v)}
 
     def _only_gradients(self, value: Value) -> bool:
         """Whether a value is nothing but gradients (no other addend)."""
@@ -449,57 +432,39 @@ class _Kept:
 
         ``sums[product][v]`` is the sum over steps (and lanes) of a gradient node's result.
         """
-        total = {}
+        total: dict[int, Any] = {}
         for carry, sinks in self.analysis.sinks.items():
             for side, sign in sinks:
-                if side in self.partly:
-                    value = self._image_of_sums(side, constant, sums)
-                    if value is not None:
-                        value = value if sign > 0 else -value
+                flows = self.analysis.flows.get(side, _NOWHERE)
+                for scale in dict.fromkeys(f.scale for f in flows):
+                    known = {f.source: sums[product][f.source] for f in flows if f.scale == scale
+                             if (product := Product(self.analysis.producer[f.source], scale)) in sums}
+                    if known:
+                        value = sign * self._image(side, scale, known, constant)
                         total[carry] = total[carry] + value if carry in total else value
         return total
 
-    def _image_of_sums(self, side: Value, constant: Callable[[Value], Any], sums: Any) -> Any:
-        flow = self.analysis.flows[side]
-        known: dict[Value, Any] = {}
-        for source, way in flow.items():
-            node = self.analysis.producer[source]
-            if node in self.removed:
-                value = sums[Product(node, way.scale)][source]
-                lanes = bool(node.params['lanes'])
-                known[source] = value[None] if lanes else value
-
-        def of(v: Value) -> Any:
-            if v in known:
-                return known[v]
-            node = self.analysis.producer.get(v)
-            if node is None or not set(self.analysis.flows.get(v, {})) & set(known):
-                return _ZERO
-            known[v] = self._apply(node, [of(w) for w in node.inputs], constant)
-            return known[v]
-
-        out = of(side)
-        return None if out is _ZERO else out
-
-    def _apply(self, node: Node, operands: list[Any], constant: Callable[[Value], Any]) -> Any:
-        """A linear node, on sums: operands without a gradient are addends, or factors."""
-        zero = [a is _ZERO for a in operands]
-        if node.name in _SUMS:
-            if any(zero):
-                other = operands[zero.index(False)]
-                return -other if node.name == 'sub' and zero[0] else other
-        elif node.name == 'concatenate':
-            operands = [jnp.zeros(v.aval.shape, v.aval.dtype) if z else a
-                        for v, z, a in zip(node.inputs, zero, operands, strict=True)]
-        elif any(zero):
-            place = zero.index(True)
-            factor, value = node.inputs[place], operands[1 - place]
-            ways = self.analysis.flows[node.inputs[1 - place]].values()
-            if any(way.per_lane for way in ways) or not self.analysis.is_invariant(factor):
-                return value                    # the learning signal has this factor
-            operands[place] = constant(factor)
-        return apply(node, operands)[0]
-
+    def _image(self, v: Value, scale: Scale, known: dict[Value, Any],
+               constant: Callable[[Value], Any]) -> Any:
+        """What the sums make of ``v``, of what arrives there with this scale."""
+        node = self.analysis.producer[v]
+        if v in known and not scale:
+            return known[v][None] if node.params['lanes'] else known[v]
+        if node in self.analysis.factors:           # the learning signal has this factor
+            scale = scale[:-1]
+        operands = [self._image(w, scale, known, constant) if any(
+            f.scale == scale and f.source in known
+            for f in self.analysis.flows.get(w, _NOWHERE)) else None for w in node.inputs]
+        present = [a for a in operands if a is not None]
+        if node in self.analysis.factors:
+            return present[0]
+        if node.name in _SUMS and len(present) == 1:
+            return -present[0] if node.name == 'sub' and operands[0] is None else present[0]
+        if node.name == 'concatenate':
+            operands = [jnp.zeros(w.aval.shape, w.aval.dtype) if a is None else a
+                        for w, a in zip(node.inputs, operands, strict=True)]
+        return apply(node, [constant(w) if a is None else a
+                            for w, a in zip(node.inputs, operands, strict=True)])[0]
 
     def constant(self, value: Value, constants: dict[Value, Any]) -> Any:
         """A value that is the same at every step."""
