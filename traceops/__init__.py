@@ -14,24 +14,32 @@ from traceops.errors import UnsupportedVersionError
 from traceops.status import Status, status
 
 if TYPE_CHECKING:
-    from traceops.host.explain import Explanation, explain
+    from traceops.host.explain import Explanation, LoopsExplanation, explain
     from traceops.host.learners import D_RTRL, ES_D_RTRL
-    from traceops.host.patch import compile, enabled, install, installed, uninstall
+    from traceops.host.patch import (
+        accelerate,
+        compile,
+        enabled,
+        install,
+        installed,
+        uninstall,
+    )
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'D_RTRL', 'ES_D_RTRL', 'Explanation', 'Settings', 'Status', 'compile', 'configure',
-    'configured', 'enabled', 'explain', 'install', 'installed', 'reset', 'settings', 'status',
-    'uninstall',
+    'D_RTRL', 'ES_D_RTRL', 'Explanation', 'LoopsExplanation', 'Settings', 'Status', 'accelerate',
+    'compile', 'configure', 'configured', 'enabled', 'explain', 'install', 'installed', 'reset',
+    'settings', 'status', 'uninstall',
 ]
 
 #: What needs braintrace is imported when it is asked for: an unsupported version is an error of
 #: the call, not of the import.
 _HOST = {
-    **dict.fromkeys(('Explanation', 'explain'), 'explain'),
+    **dict.fromkeys(('Explanation', 'LoopsExplanation', 'explain'), 'explain'),
     **dict.fromkeys(('D_RTRL', 'ES_D_RTRL'), 'learners'),
-    **dict.fromkeys(('compile', 'enabled', 'install', 'installed', 'uninstall'), 'patch'),
+    **dict.fromkeys(('accelerate', 'compile', 'enabled', 'install', 'installed', 'uninstall'),
+                    'patch'),
 }
 
 

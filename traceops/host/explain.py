@@ -1,21 +1,24 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a learner does with each relation, and why not something faster."""
+"""What a learner does with each relation, or a function with its loops, and why not something
+faster."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import brainstate
 import jax
 from rich.table import Table
 
-from traceops.host import upstream
+from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
 from traceops.host.relations import RelationView
 from traceops.text import render
 
-__all__ = ['Explanation', 'Row', 'explain']
+__all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,30 +84,99 @@ def _mib(n: int) -> str:
     return f'{n / 2 ** 20:.2f} MiB'
 
 
-def explain(learner: Any) -> Explanation:
-    """Say for each relation and hidden group which engine serves it, and why.
+@dataclasses.dataclass(frozen=True)
+class LoopsExplanation:
+    """Loops of :func:`explain`; ``str()`` is a table, :meth:`to_dict` for machines."""
+
+    loops: tuple[loops.Loop, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, JSON-ready."""
+        return {'loops': [dataclasses.asdict(loop) for loop in self.loops]}
+
+    def __str__(self) -> str:
+        if not self.loops:
+            return ('No loop around a fast learner was seen. A learner is fast when it is made '
+                    'after traceops.install(), or inside a function that is decorated with '
+                    '@traceops.accelerate. Loops are seen when they are traced: a function that '
+                    'was jitted and called before is not traced again.')
+        table = Table(title='traceops: loops over time', title_justify='left')
+        for name in ('loop', 'steps', 'learner', 'gradients are formed', 'because'):
+            table.add_column(name, overflow='fold')
+        for loop in self.loops:
+            for learner in loop.deferred:
+                table.add_row(loop.where, str(loop.steps), learner, _how_often(loop),
+                              'the loop only adds them up')
+            for learner, reason in loop.kept:
+                table.add_row(loop.where, str(loop.steps), learner, 'at every step', reason)
+        lines = [render(table).rstrip()]
+        if any(loop.deferred for loop in self.loops):
+            lines.append('- formed after the steps: no trace is rolled inside the loop; it keeps '
+                         'the factors of each step instead. What the loop returns is the same.')
+        if any(loop.kept for loop in self.loops):
+            lines.append('- at every step: the loop runs as it is written. If it only added the '
+                         'gradients up (norms, clipping and updates after it), they could wait.')
+        return '\n'.join(lines)
+
+
+def _how_often(loop: loops.Loop) -> str:
+    return 'once, after the loop' if loop.window == loop.steps \
+        else f'once every {loop.window} steps'
+
+
+def explain(subject: Any = None, *args: Any, **kwargs: Any) -> Explanation | LoopsExplanation:
+    """Say which engine serves each relation of a learner, or what becomes of a function's loops.
 
     Parameters
     ----------
-    learner : braintrace learner or ``ETraceVmap``
-        Compiled.
+    subject : braintrace learner, ``ETraceVmap``, or callable
+        A compiled learner; or a function with loops around learners that it makes or closes
+        over, e.g. a ``train_step``. Without it: the loops that this process has traced so far.
+    *args, **kwargs
+        Example arguments of the function. It is traced, not run: states keep their values.
 
     Returns
     -------
-    Explanation
-        ``print`` it, or read ``.rows``.
+    Explanation or LoopsExplanation
+        ``print`` it, or read ``.rows`` or ``.loops``.
 
     Raises
     ------
     TypeError
-        Not a learner.
+        Neither a learner nor a function.
     ValueError
-        Not compiled.
+        A learner that is not compiled.
     """
-    inner = getattr(learner, 'module', learner)
+    if subject is None:
+        return LoopsExplanation(loops.known())
+    inner = getattr(subject, 'module', subject)
+    if not isinstance(inner, upstream.AnyLearner) and callable(subject) \
+            and not isinstance(subject, brainstate.nn.Module):
+        return LoopsExplanation(_loops_of(subject, args, kwargs))
+    return _explain_learner(subject, inner)
+
+
+def _loops_of(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[loops.Loop, ...]:
+    while True:                     # a jitted function may have been traced before
+        inside = getattr(fn, 'origin_fun', None) or getattr(fn, '__wrapped__', None)
+        if inside is None:
+            break
+        fn = inside
+    seen: list[loops.Loop] = []
+    token = loops.watching.set(seen)
+    try:
+        with patch.enabled():
+            brainstate.transform.make_jaxpr(fn)(*args, **kwargs)
+    finally:
+        loops.watching.reset(token)
+    return tuple(dict.fromkeys(seen))
+
+
+def _explain_learner(learner: Any, inner: Any) -> Explanation:
     if not isinstance(inner, upstream.AnyLearner):
         raise TypeError(f'explain() takes a braintrace learner, as braintrace.compile(...) or '
-                        f'traceops.compile(...) return; got {type(learner).__name__}.')
+                        f'traceops.compile(...) return, or a function and its example arguments; '
+                        f'got {type(learner).__name__}.')
     if not inner.is_compiled:
         raise ValueError('the learner is not compiled; call learner.compile_graph(example_input), '
                          'or make it with traceops.compile(model, rule, example_input).')

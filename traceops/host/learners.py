@@ -15,6 +15,7 @@ from traceops.host import upstream
 from traceops.host.drive import evolve, gradient
 from traceops.host.plan import Plan, make_plan
 from traceops.host.recorder import Recorder
+from traceops.host.steps import Steps, unwatched
 
 __all__ = ['D_RTRL', 'ES_D_RTRL', 'FastLearner', 'FastVmap', 'fast_class', 'is_fast']
 
@@ -26,6 +27,7 @@ class FastLearner:
     traceops_settings: config.Settings
     traceops_plan: Plan | None = None
     _recorder: Recorder | None = None
+    _steps: Steps | None = None
     _fresh: tuple[Any, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,6 +55,7 @@ class FastLearner:
             self._recorder = Recorder(self)
             # where brainstate's graph sees them, so that a Vmap made around the learner maps them
             self.traceops_record = self._recorder.states
+            self._steps = self._make_steps()
         self._note_fresh()
 
     def reset_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
@@ -89,6 +92,11 @@ class FastLearner:
 
     # -- one step --------------------------------------------------------------------------
 
+    def _make_steps(self) -> Steps:
+        upstreams: Any = super()
+        return Steps(self, upstreams._update_etrace_data, upstreams._solve_weight_gradients,
+                     getattr(upstreams, '_solve_previous_trace_gradients', None))
+
     @property
     def _recording(self) -> bool:
         return self._recorder is not None and self._recorder.active
@@ -115,29 +123,35 @@ class FastLearner:
             return self._recorder.record(h2w, h2h)  # type: ignore[union-attr]
         if not self._carries_trace:
             return {}
+        if self._steps is not None and not multi_step:
+            return self._steps.update(trace, h2w, h2h, weight_vals)
         return super()._update_etrace_data(  # type: ignore[misc]
             index, trace, h2w, h2h, weight_vals, multi_step)
 
     def _solve_weight_gradients(self, index: Any, trace: Any, signal: Any, weight_vals: Any,
                                 plain: Any, within: Any) -> Any:
-        if not self._recording:
+        grads: dict[Any, Any] = dict.fromkeys(self.param_states)  # type: ignore[attr-defined]
+        if self._recording:
+            self._recorder.signal = list(signal)  # type: ignore[union-attr]
+        elif self._steps is not None:
+            grads.update(self._steps.gradient(index, trace, signal, weight_vals))
+        else:
             return super()._solve_weight_gradients(  # type: ignore[misc]
                 index, trace, signal, weight_vals, plain, within)
-        self._recorder.signal = list(signal)  # type: ignore[union-attr]
-        grads: dict[Any, Any] = dict.fromkeys(self.param_states)  # type: ignore[attr-defined]
         for more in (plain, within or {}):
             for path, value in more.items():
-                known = grads[path]
-                grads[path] = value if known is None else jax.tree.map(jax.numpy.add, known, value)
+                upstream.add_gradient(grads, path, value)
         return grads
 
     def _solve_previous_trace_gradients(self, index: Any, trace: Any, signal: Any,
                                         weight_vals: Any) -> Any:
-        if not self._recording:
-            return super()._solve_previous_trace_gradients(  # type: ignore[misc]
-                index, trace, signal, weight_vals)
-        self._recorder.bypass_signal = list(signal)  # type: ignore[union-attr]
-        return {}
+        if self._recording:
+            self._recorder.bypass_signal = list(signal)  # type: ignore[union-attr]
+            return {}
+        if self._steps is not None:
+            return self._steps.previous(index, trace, signal, weight_vals)
+        return super()._solve_previous_trace_gradients(  # type: ignore[misc]
+            index, trace, signal, weight_vals)
 
     def _update_fn_fwd(self, *args: Any) -> Any:
         if not self._recording and not self._carries_trace:     # before any state is touched
@@ -160,11 +174,13 @@ class FastLearner:
     def etrace_grad(self, *sequences: Any, step_fn: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_grad``, a window at a time (same arguments and results)."""
         upstream_way = super().etrace_grad  # type: ignore[misc]
-        return gradient(self, self, upstream_way, sequences, step_fn, **options)
+        with unwatched():
+            return gradient(self, self, upstream_way, sequences, step_fn, **options)
 
     def etrace_evolve(self, *sequences: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_evolve``, a window at a time (same arguments and results)."""
-        return evolve(self, self, super().etrace_evolve, sequences, **options)  # type: ignore[misc]
+        with unwatched():
+            return evolve(self, self, super().etrace_evolve, sequences, **options)  # type: ignore[misc]
 
 
 class FastVmap(braintrace.ETraceVmap):
@@ -174,11 +190,13 @@ class FastVmap(braintrace.ETraceVmap):
 
     def etrace_grad(self, *sequences: Any, step_fn: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_grad``, a window at a time (same arguments and results)."""
-        return gradient(self.module, self, super().etrace_grad, sequences, step_fn, **options)
+        with unwatched():
+            return gradient(self.module, self, super().etrace_grad, sequences, step_fn, **options)
 
     def etrace_evolve(self, *sequences: Any, **options: Any) -> Any:
         """``braintrace``'s ``etrace_evolve``, a window at a time (same arguments and results)."""
-        return evolve(self.module, self, super().etrace_evolve, sequences, **options)
+        with unwatched():
+            return evolve(self.module, self, super().etrace_evolve, sequences, **options)
 
 
 def _not_carried(what: str) -> TraceNotCarriedError:

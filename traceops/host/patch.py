@@ -6,6 +6,8 @@ Two places of braintrace are patched, both ``__init__``: an object on its way in
 becomes one of the fast subclass of its class. Every way to make a learner passes there,
 references taken before install included, and undoing it puts the two attributes back.
 (``__new__`` would be the obvious place, but Python does not forget a ``__new__`` once set.)
+The third place is ``jax.lax.scan``, underneath every loop over time: :mod:`traceops.host.loops`
+looks at what it is given.
 """
 
 from __future__ import annotations
@@ -13,22 +15,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import braintrace
+import jax
 
 from traceops import config
-from traceops.host import upstream, versions
+from traceops.host import loops, upstream, versions
 from traceops.host.learners import FastLearner, FastVmap, fast_class
 
-__all__ = ['compile', 'enabled', 'install', 'installed', 'uninstall']
+__all__ = ['accelerate', 'compile', 'enabled', 'install', 'installed', 'uninstall']
 
 _lock = threading.RLock()
 _installed = False
 _users = 0                                          # blocks of enabled() now open
 _depth: ContextVar[int] = ContextVar('traceops_enabled', default=0)
+#: In the key of jit's caches: a program made in a block is not one made outside.
+_block_key = jax.make_user_context(False)
 
 
 def _init_learner(original: Any) -> Any:
@@ -55,8 +60,18 @@ def _init_vmap(original: Any) -> Any:
     return __init__
 
 
-_PATCHES = ((upstream.VjpAlgorithm, _init_learner), (upstream.ETraceVmap, _init_vmap))
-_saved: dict[type, Any] = {}
+def _scan(original: Any) -> Any:
+    @functools.wraps(original)
+    def scan(*args: Any, **kwargs: Any) -> Any:
+        return loops.scan(original, *args, **kwargs) if _active() else original(*args, **kwargs)
+
+    return scan
+
+
+_PATCHES = ((upstream.VjpAlgorithm, '__init__', _init_learner),
+            (upstream.ETraceVmap, '__init__', _init_vmap),
+            (jax.lax, 'scan', _scan))
+_saved: dict[Any, Any] = {}
 
 
 def _active() -> bool:
@@ -66,16 +81,16 @@ def _active() -> bool:
 def _apply() -> None:
     """Bring the patches in line with whether anybody uses them."""
     wanted = _installed or _users > 0
-    for cls, wrap in _PATCHES:
-        if wanted and cls not in _saved:
-            _saved[cls] = vars(cls).get('__init__')
-            cls.__init__ = wrap(cls.__init__)  # type: ignore[misc]
-        elif not wanted and cls in _saved:
-            original = _saved.pop(cls)
+    for place, name, wrap in _PATCHES:
+        if wanted and place not in _saved:
+            _saved[place] = vars(place).get(name)
+            setattr(place, name, wrap(getattr(place, name)))
+        elif not wanted and place in _saved:
+            original = _saved.pop(place)
             if original is None:
-                del cls.__init__
+                delattr(place, name)
             else:
-                cls.__init__ = original  # type: ignore[misc]
+                setattr(place, name, original)
 
 
 def install(**settings: Any) -> None:
@@ -132,12 +147,49 @@ def enabled(**settings: Any) -> Iterator[None]:
             _apply()
         token = _depth.set(_depth.get() + 1)
         try:
-            yield
+            with _block_key(True):
+                yield
         finally:
             _depth.reset(token)
             with _lock:
                 _users -= 1
                 _apply()
+
+
+def accelerate(fn: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
+    """A function whose learners and loops are fast, nothing left patched behind.
+
+    Parameters
+    ----------
+    fn : callable
+        E.g. a ``train_step`` that makes a learner and loops over time. Outermost: around
+        ``jit``, if there is one.
+    **settings
+        As for :func:`traceops.configured`.
+
+    Returns
+    -------
+    callable
+        ``fn`` in a block of :func:`enabled`; without ``fn``, a decorator.
+
+    Examples
+    --------
+    >>> @traceops.accelerate
+    ... @brainstate.transform.jit
+    ... def train_step(inputs, targets): ...
+    """
+    if fn is None:
+        return functools.partial(accelerate, **settings)
+    if not callable(fn):
+        raise TypeError(f'accelerate() takes a function, or settings by name as in '
+                        f'@traceops.accelerate(window=50); got {type(fn).__name__}.')
+
+    @functools.wraps(fn)
+    def accelerated(*args: Any, **kwargs: Any) -> Any:
+        with enabled(**settings):
+            return fn(*args, **kwargs)
+
+    return accelerated
 
 
 def compile(*args: Any, **kwargs: Any) -> Any:  # noqa: A001  (upstream's name)

@@ -31,7 +31,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._algorithm.param_dim_vjp': (
         '_solve_param_dim_weight_gradients', '_update_param_dim_etrace_scan_fn'),
     'braintrace._algorithm.io_dim_vjp': ('_reduce_to_param_shape',),
-    'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path'),
+    'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path', '_update_dict'),
     'braintrace._op': (
         'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules',
         'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'is_batched_primitive',
@@ -86,6 +86,7 @@ _step_param_dim = _private('braintrace._algorithm.param_dim_vjp',
 reduce_to_parameter = _private('braintrace._algorithm.io_dim_vjp', '_reduce_to_param_shape')
 leaf_of = _private('braintrace._algorithm._common', '_extract_leaf')
 route = _private('braintrace._algorithm._common', '_route_grads_by_path')
+add_gradient = _private('braintrace._algorithm._common', '_update_dict')
 input_key = _private('braintrace._misc', 'etrace_x_key')
 factor_key = _private('braintrace._misc', 'etrace_df_key')
 _has_while = _private('braintrace._compiler.hidden_group', '_transition_contains_while')

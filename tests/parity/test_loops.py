@@ -1,0 +1,418 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loops written by hand: the same numbers as upstream, whatever waits until after the loop."""
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import traceops
+from tests.parity.harness import BATCH, RULES, assert_close
+from tests.parity.nets import N_OUT, NETS, Gated
+from traceops.host import loops
+
+T = 7
+
+
+class Task:
+    """A net, a learner (vmapped or batched) and data; what a hand-written loop starts from."""
+
+    def __init__(self, net, rule, vmap=True, steps=T, **options):
+        brainstate.random.seed(0)
+        self.net = NETS[net] if isinstance(net, str) else net
+        self.model = self.net.make()
+        for state in self.model.states(brainstate.ParamState).values():
+            state.value = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), state.value)
+        self.weights = self.model.states(brainstate.ParamState)
+        cls, more = RULES[rule]
+        if rule == 'eprop-random':
+            more = {**more, 'random_feedback_key': brainstate.random.split_key()}
+        self.algo = cls(self.model, **more, **options)
+        self.x = self.net.inputs(steps, BATCH)
+        self.y = jnp.asarray(np.random.RandomState(5).randn(steps, BATCH, N_OUT), float)
+        self.w = jnp.asarray(np.random.RandomState(6).rand(steps), float)
+        self.vmap = vmap
+        self.run = None
+
+    def begin(self):
+        """Initialise states and compile, as the tutorial does, inside or outside of jit."""
+        if self.vmap:
+            @brainstate.transform.vmap_new_states(state_tag='new', axis_size=BATCH)
+            def init():
+                brainstate.nn.init_all_states(self.model)
+                self.algo.compile_graph(self.x[0, 0])
+            init()
+            self.run = brainstate.nn.Vmap(self.algo, vmap_states='new')
+        else:
+            brainstate.nn.init_all_states(self.model, batch_size=BATCH)
+            self.algo.compile_graph(self.x[0])
+            self.run = self.algo
+        return self
+
+    def loss(self, x, y):
+        out = self.run(x)
+        return ((out - y) ** 2).mean(), out
+
+    def grad(self, x, y):
+        return brainstate.transform.grad(
+            self.loss, self.weights, has_aux=True, return_value=True)(x, y)
+
+    def zeros(self):
+        return jax.tree.map(jnp.zeros_like, {k: v.value for k, v in self.weights.items()})
+
+    def traces(self):
+        return [st.value for name in ('etrace_bwg', '_trace_filters', 'etrace_xs', 'etrace_dfs')
+                for st in getattr(self.algo, name, {}).values()]
+
+
+def add(a, b):
+    return jax.tree.map(jnp.add, a, b)
+
+
+def tutorial(task):
+    """The loop of braintrace's SNN tutorial."""
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, grads), (loss, out)
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def compare(loop, net, rule, tolerance=1e-10, waits=True, begin=False, **options):
+    """The loop upstream and with the fast path; returns what became of its loops."""
+    settings = options.pop('settings', {})
+
+    def run():
+        task = Task(net, rule, **options)
+        if begin:
+            task.begin()
+        brainstate.random.seed(11)
+        out = brainstate.transform.jit(lambda: loop(task))()
+        return (out, task.traces(), task.algo.running_index.value) if begin else out
+
+    want = run()
+    seen = []
+    token = loops.watching.set(seen)
+    try:
+        with traceops.enabled(**settings):
+            got = run()
+    finally:
+        loops.watching.reset(token)
+    if waits is not None:
+        assert [bool(one.deferred) for one in seen] == [waits] * len(seen) and seen, seen
+    assert_close(want, got, tolerance, nonzero=True)
+    return seen
+
+
+VMAPPED = [name for name, net in NETS.items() if not net.not_vmapped]
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('net', VMAPPED)
+def test_the_tutorial(float64, net, rule):
+    compare(tutorial, net, rule)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('net', [n for n in NETS if NETS[n].engine == 'window'])
+def test_batch_mode(float64, net, rule):
+    compare(tutorial, net, rule, vmap=False)
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+def test_every_rule(float64, rule, vmap):
+    if rule == 'three-factor':
+        pytest.skip('the modulator of a rule is a call of its own')
+    if rule == 'eprop' and vmap:
+        pytest.skip('upstream writes the filter from within vmap, and cannot run')
+    compare(tutorial, 'alif', rule, vmap=vmap)
+
+
+def weighted(task):
+    """Each step has a weight; the mean is taken inside; a second tree has other weights."""
+    task.begin()
+
+    def step(carry, slices):
+        total, other = carry
+        x, y, w = slices
+        grads, loss, out = task.grad(x, y)
+        mean = jax.tree.map(lambda g: w * g / T, grads)
+        twice = jax.tree.map(lambda g, m: (g - 2. * m).T.reshape(-1)[::-1], grads, mean)
+        return (add(total, mean), add(other, twice)), (loss, w)
+    flat = jax.tree.map(lambda a: a.reshape(-1), task.zeros())
+    return brainstate.transform.scan(step, (task.zeros(), flat), (task.x, task.y, task.w))
+
+
+def for_loop(task):
+    """Gradients are kept in states; the loop returns outputs."""
+    task.begin()
+    totals = {k: brainstate.ShortTermState(v) for k, v in task.zeros().items()}
+
+    def step(x, y, w):
+        grads, loss, out = task.grad(x, y)
+        for k, g in grads.items():
+            totals[k].value = jax.tree.map(lambda a, b: a + w * b, totals[k].value, g)
+        return out, loss
+    out = brainstate.transform.for_loop(step, task.x, task.y, task.w)
+    return out, {k: v.value for k, v in totals.items()}
+
+
+def by_hand(task):
+    """``jax.lax.scan``, every state passed by hand; the addition is a jitted function."""
+    task.begin()
+    states = [s for s in brainstate.graph.states(task.algo).values()
+              if not isinstance(s, brainstate.ParamState)]
+    plus = jax.jit(add)
+
+    def step(carry, slices):
+        values, total = carry
+        for state, value in zip(states, values, strict=True):
+            state.value = value
+        grads, loss, out = task.grad(*slices)
+        return ([s.value for s in states], plus(total, grads)), loss
+
+    (values, total), losses = jax.lax.scan(
+        step, ([s.value for s in states], task.zeros()), (task.x, task.y))
+    for state, value in zip(states, values, strict=True):
+        state.value = value
+    return total, losses
+
+
+def reverse(task):
+    """The last step comes first."""
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, grads), out
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y), reverse=True)
+
+
+def as_one_vector(task):
+    """Gradients are flattened into one vector before they are added up."""
+    task.begin()
+    flat, _ = jax.flatten_util.ravel_pytree(task.zeros())
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return total + jax.flatten_util.ravel_pytree(grads)[0], out
+    return brainstate.transform.scan(step, flat, (task.x, task.y))
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+@pytest.mark.parametrize('loop', [weighted, for_loop, by_hand, reverse],
+                         ids=lambda fn: fn.__name__)
+def test_other_loops(float64, loop, rule, vmap):
+    net = 'gru' if loop is by_hand else 'vanilla'
+    compare(loop, net, rule, vmap=vmap)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+def test_one_vector(float64, rule):
+    compare(as_one_vector, 'vanilla', rule)
+
+
+@pytest.mark.parametrize('settings', [{'window': 3}, {'window': 1}, {'memory_budget': 3000}],
+                         ids=['3', '1', 'budget'])
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
+def test_windows(float64, rule, settings):
+    seen = compare(tutorial, 'alif', rule, vmap=rule != 'eprop', settings=settings)
+    assert all(one.window < T for one in seen)
+
+
+def twice(task):
+    """Two sequences in a row: the trace goes on from one to the other, and is looked at."""
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, grads), loss
+    first = brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+    return first, task.traces(), brainstate.transform.scan(step, first[0], (task.y[..., :1] + task.x
+                                                           if not task.net.tokens else task.x,
+                                                           task.y))
+
+
+@pytest.mark.parametrize('net', ['lif', 'gru', 'sparse', 'lora', 'embedding', 'bypass'])
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
+@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+def test_traces_that_enter_and_leave(float64, net, rule, vmap):
+    if rule == 'eprop' and vmap:
+        pytest.skip('upstream writes the filter from within vmap, and cannot run')
+    seen = compare(twice, net, rule, begin=True, vmap=vmap)
+    assert len(seen) == 2
+
+
+class PlainReadout(Gated):
+    """The readout is a plain layer: its gradient is no trace's, and stays in the loop."""
+
+    def __init__(self):
+        super().__init__(braintrace.nn.GRUCell)
+        self.out = brainstate.nn.Linear(6, N_OUT)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+def test_parameters_without_a_trace(float64, rule):
+    from tests.parity.nets import Net
+    compare(tutorial, Net(PlainReadout), rule)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+def test_two_learners(float64, rule):
+    def run():
+        a, b = Task('lif', rule), Task('gru', 'es' if rule == 'd_rtrl' else 'd_rtrl')
+
+        def train():
+            a.begin()
+            b.begin()
+
+            def step(carry, slices):
+                one, two = carry
+                x, y, w = slices
+                grads, loss, out = a.grad(x, y)
+                more, loss2, _ = b.grad(x, y + out)
+                return (add(one, grads), add(two, jax.tree.map(lambda g: w * g, more))), loss2
+            return brainstate.transform.scan(step, (a.zeros(), b.zeros()), (a.x, a.y, a.w))
+        return brainstate.transform.jit(train)()
+
+    want = run()
+    seen = []
+    token = loops.watching.set(seen)
+    with traceops.enabled():
+        got = run()
+    loops.watching.reset(token)
+    assert len(seen[0].deferred) == 2
+    assert_close(want, got, 1e-10, nonzero=True)
+
+
+def test_single_precision():
+    compare(tutorial, 'alif', 'd_rtrl', tolerance=1e-5)
+    compare(tutorial, 'alif', 'es', tolerance=1e-5)
+
+
+# -- loops that have to stay as they are --------------------------------------------------------
+
+def clipped(task):
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, brainstate.functional.clip_grad_norm(grads, 1e-2)), loss
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def logged(task):
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        norm = jnp.sqrt(sum((g ** 2).sum() for g in jax.tree.leaves(grads)))
+        return add(total, grads), norm
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def stacked(task):
+    task.begin()
+    return brainstate.transform.for_loop(lambda x, y: task.grad(x, y)[0], task.x, task.y)
+
+
+def online(task):
+    """A step of the optimiser after every step of the net."""
+    task.begin()
+
+    def step(x, y):
+        grads, loss, out = task.grad(x, y)
+        for k, state in task.weights.items():
+            state.value = jax.tree.map(lambda w, g: w - 0.1 * g, state.value, grads[k])
+        return loss
+    losses = brainstate.transform.for_loop(step, task.x, task.y)
+    return losses, {k: v.value for k, v in task.weights.items()}
+
+
+def decaying(task):
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return jax.tree.map(lambda a, g: 0.9 * a + g, total, grads), loss
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def branching(task):
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        large = sum(jnp.abs(g).max() for g in jax.tree.leaves(grads)) > 0.1
+        return jax.lax.cond(large, add, lambda a, g: a, total, grads), loss
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def watched(task):
+    """The running sum is looked at."""
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        total = add(total, grads)
+        return total, jax.tree.map(jnp.max, total)
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def trace_read(task):
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, grads), [jnp.sum(t) for t in jax.tree.leaves(task.traces())]
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+def replaced(task):
+    """The last gradient only."""
+    task.begin()
+
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return grads, loss
+    return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('loop', [clipped, logged, stacked, online, decaying, branching, watched,
+                                  trace_read, replaced], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+def test_loops_that_stay(float64, loop, rule, vmap):
+    """Bit for bit, and with a reason."""
+    seen = compare(loop, 'vanilla', rule, vmap=vmap, waits=False, tolerance=0.)
+    assert all(reason for one in seen for _, reason in one.kept)
+
+
+def test_a_loop_that_is_differentiated_is_the_one_that_was_written(float64):
+    """The gradient of what a loop returns, with respect to its inputs."""
+    def run():
+        task = Task('gru', 'd_rtrl').begin()
+
+        def outer(scale):
+            def step(total, slices):
+                x, y = slices
+                grads, loss, out = task.grad(x, y)
+                return add(total, jax.tree.map(lambda g: scale * g, grads)), loss
+            total, losses = brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+            return sum((g ** 2).sum() for g in jax.tree.leaves(total)) + losses.sum()
+        return brainstate.transform.grad(outer, argnums=0)(2.)
+    want = run()
+    with traceops.enabled():
+        got = run()
+    assert_close(want, got, 1e-10, nonzero=True)
+
+
+def test_forward_only_loops(float64):
+    """No gradient is taken: traces roll as upstream's."""
+    def forward(task):
+        return brainstate.transform.for_loop(lambda x: task.run(x), task.x)
+    compare(forward, 'vanilla', 'd_rtrl', begin=True, waits=False, tolerance=0.)

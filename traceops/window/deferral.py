@@ -1,0 +1,489 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which gradients of a loop can wait until after it.
+
+A learner's gradients can when the loop does nothing with them but add them up: every use leads
+through operations that are linear, and the same at every step (up to a factor that scales a
+whole step or lane, which the learning signal takes over), into a carry that is only added to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.window.flat import Constant, Flat, Node, Value, apply, evaluate, needed, read
+from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, step_of
+
+__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'contains_step']
+
+#: Linear in their only operand.
+_UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dims neg reduce_sum '
+                   'reshape rev slice squeeze stop_gradient transpose'.split())
+_SUMS = frozenset(('add', 'add_any', 'sub'))
+#: What may be done to the gradients of single lanes before they are added up.
+_PER_LANE = frozenset('convert_element_type copy copy_p neg stop_gradient'.split())
+
+#: Factors of a step: ``('mul' or 'div', value)``, each a scalar or one number per lane.
+Scale = tuple[tuple[str, Value], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flow:
+    """How a gradient arrives at a value: scaled by what, and still per lane or summed."""
+
+    source: Value
+    scale: Scale
+    per_lane: bool
+
+
+_Flows = frozenset[_Flow]
+_NOWHERE: _Flows = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A gradient node whose results are wanted with a scale."""
+
+    node: Node
+    scale: Scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What one learner does in one step of the loop; positions are those of carries.
+
+    Attributes
+    ----------
+    reason : str
+        Why its gradients cannot wait; empty: they can.
+    trace, filters : tuple of int
+        Carries that hold the trace and its filters.
+    """
+
+    owner: Any
+    reason: str = ''
+    update: Node | None = None
+    lanes: bool = False
+    trace: tuple[int, ...] = ()
+    filters: tuple[int, ...] = ()
+    products: tuple[Product, ...] = ()
+
+
+class _Refused(Exception):
+    """The loop has to do something that cannot wait."""
+
+
+def contains_step(node: Node) -> bool:
+    """Whether a loop or branch has a learner's step inside."""
+    def inside(param: Any) -> bool:
+        jaxpr = getattr(param, 'jaxpr', param)
+        if hasattr(jaxpr, 'eqns'):
+            return any(step_of(e) is not None or any(map(inside, e.params.values()))
+                       for e in jaxpr.eqns)
+        return isinstance(param, (tuple, list)) and any(map(inside, param))
+    return any(map(inside, node.params.values()))
+
+
+class Analysis:
+    """A loop's body, ``(carry, slice) -> (carry, outputs)``, looked through once.
+
+    Parameters
+    ----------
+    flat : Flat
+        The body.
+    carries : int
+        How many of its inputs and outputs are carries.
+    """
+
+    def __init__(self, flat: Flat, carries: int) -> None:
+        self.flat, self.carries = flat, carries
+        self.entering, self.leaving = flat.inputs[:carries], flat.outputs[:carries]
+        self.position = {v: i for i, v in enumerate(self.entering)}
+        self.producer = {v: n for n in flat.nodes for v in n.outputs}
+        self.uses: dict[Value, list[Node]] = {}
+        for node in flat.nodes:
+            for v in dict.fromkeys(node.inputs):
+                self.uses.setdefault(v, []).append(node)
+        self.results = set(flat.outputs)
+        self.flows: dict[Value, _Flows] = {}
+        self.blocked: dict[Value, str] = {}
+        #: scalings that the learning signal takes over
+        self.factors: dict[Node, tuple[str, Value]] = {}
+        #: carry -> the values added to it that gradients have part in, with their sign
+        self.sinks: dict[int, list[tuple[Value, int]]] = {}
+        self._follow()
+        owners = {id(s.owner): s.owner for s in map(step_of, self._steps) if s is not None}
+        self.learners = [self._learner(owner) for owner in owners.values()]
+
+    @property
+    def deferred(self) -> list[Learner]:
+        """The learners whose gradients can wait."""
+        return [one for one in self.learners if not one.reason]
+
+    @cached_property
+    def _steps(self) -> list[Node]:
+        return [n for n in self.flat.nodes if step_of(n) is not None]
+
+    @cached_property
+    def invariant(self) -> set[Value]:
+        """Values that are the same at every step."""
+        found = set(self.flat.constants)
+        found.update(v for v, w in zip(self.entering, self.leaving, strict=True) if v is w)
+        for node in self.flat.nodes:
+            if not node.effects and all(self._is_constant(v, found) for v in node.inputs):
+                found.update(node.outputs)
+        return found
+
+    @staticmethod
+    def _is_constant(v: Value, found: set[Value]) -> bool:
+        return isinstance(v, Constant) or v in found
+
+    def is_invariant(self, v: Value) -> bool:
+        return self._is_constant(v, self.invariant)
+
+    # -- accumulators ------------------------------------------------------------------------
+
+    @cached_property
+    def chains(self) -> dict[int, dict[Node, tuple[Value, int]]]:
+        """Carries that are only added to: each addition, with its other operand and sign."""
+        found = {}
+        for i, (v, end) in enumerate(zip(self.entering, self.leaving, strict=True)):
+            chain: dict[Node, tuple[Value, int]] = {}
+            while v is not end:
+                users = self.uses.get(v, [])
+                if len(users) != 1 or v in self.results or users[0].name not in _SUMS:
+                    break
+                node = users[0]
+                a, b = node.inputs
+                if a is b or (node.name == 'sub' and v is b) or node.outputs[0].aval.shape \
+                        != v.aval.shape:
+                    break
+                chain[node] = (b if v is a else a, -1 if node.name == 'sub' else 1)
+                v = node.outputs[0]
+            if chain and v is end and not self.uses.get(v) and self.flat.outputs.count(v) == 1:
+                found[i] = chain
+        return found
+
+    @cached_property
+    def _links(self) -> dict[Node, tuple[int, Value, int]]:
+        return {node: (i, *side) for i, chain in self.chains.items()
+                for node, side in chain.items()}
+
+    # -- following gradients -----------------------------------------------------------------
+
+    def _follow(self) -> None:
+        for node in self.flat.nodes:
+            if node.primitive in (GRADIENT, PREVIOUS):
+                step = node.params['step']
+                grads = node.outputs[:len(node.outputs) - step.trees['filters'].num_leaves] \
+                    if node.primitive is GRADIENT else node.outputs
+                for v in grads:
+                    self.flows[v] = frozenset([_Flow(v, (), bool(node.params['lanes']))])
+            incoming = [self.flows.get(v, _NOWHERE) for v in node.inputs]
+            if any(incoming):
+                self._through(node, incoming)
+        for v in self.flat.outputs:
+            carry = any(v is w for w in self.leaving)
+            self._block(self.flows.get(v, _NOWHERE),
+                        'a carry takes its place (nothing is added up)' if carry
+                        else 'the loop returns it at every step')
+
+    def _block(self, flows: Iterable[_Flow], reason: str) -> None:
+        for flow in flows:
+            self.blocked.setdefault(flow.source, reason)
+
+    def _through(self, node: Node, incoming: list[_Flows]) -> None:
+        if node in self._links:
+            carry, side, sign = self._links[node]
+            self._block((flow for flow in self.flows.get(side, _NOWHERE) if flow.per_lane),
+                        'it is added up lane by lane')
+            self.sinks.setdefault(carry, []).append((side, sign))
+            return
+        try:
+            out = self._image(node, incoming)
+        except _Refused as why:
+            self._block(frozenset().union(*incoming), str(why))
+            return
+        self.flows[node.outputs[0]] = out
+
+    def _image(self, node: Node, incoming: list[_Flows]) -> _Flows:
+        """Flows of the result; refuses what is not linear or not the same at every step."""
+        name, everything = node.name, frozenset().union(*incoming)
+        per_lane = any(flow.per_lane for flow in everything)
+        refuse = _Refused(f'`{name}` reads it inside the loop')
+        if name in _SUMS or (name == 'concatenate' and not per_lane):
+            return everything
+        place = next(i for i, flows in enumerate(incoming) if flows)
+        if sum(map(bool, incoming)) > 1:
+            raise refuse
+        if name in _UNARY and jnp.issubdtype(node.outputs[0].aval.dtype, jnp.inexact):
+            if not per_lane or name in _PER_LANE:
+                return everything
+            if name == 'reduce_sum' and 0 in node.params['axes']:
+                return frozenset(dataclasses.replace(f, per_lane=False) for f in everything)
+        elif name == 'mul' or (name == 'div' and place == 0):
+            return self._scaled(node, everything, node.inputs[1 - place], per_lane, refuse)
+        elif name == 'dot_general' and not per_lane and self.is_invariant(node.inputs[1 - place]):
+            return everything
+        raise refuse
+
+    def _scaled(self, node: Node, flows: _Flows, by: Value, per_lane: bool,
+                refuse: _Refused) -> _Flows:
+        if not per_lane and self.is_invariant(by):
+            return flows                        # applied once, after the loop
+        scalar = self._scalar(by, per_lane)
+        if scalar is None:
+            raise refuse
+        self.factors[node] = (node.name, scalar)
+        return frozenset(dataclasses.replace(f, scale=(*f.scale, (node.name, scalar)))
+                         for f in flows)
+
+    def _scalar(self, v: Value, per_lane: bool) -> Value | None:
+        """The number (or, of lanes, the numbers) that a factor repeats."""
+        def single(v: Value) -> bool:
+            shape = v.aval.shape
+            return math.prod(shape) == 1 or (per_lane and math.prod(shape) == shape[0])
+
+        while not single(v):
+            node = self.producer.get(v)
+            if node is None or node.name not in ('broadcast_in_dim', 'reshape', 'expand_dims'):
+                return None
+            before = node.inputs[0]
+            if math.prod(before.aval.shape) != 1 and not (
+                    per_lane and before.aval.shape[0] == v.aval.shape[0]
+                    and (node.name == 'reshape' or _leads(node))):
+                return None
+            v = before
+        return v
+
+    # -- a learner as a whole ----------------------------------------------------------------
+
+    def _learner(self, owner: Any) -> Learner:
+        try:
+            return self._checked(owner)
+        except _Refused as why:
+            return Learner(owner, str(why))
+
+    def _checked(self, owner: Any) -> Learner:
+        steps = [n for n in self._steps if step_of(n).owner is owner]  # type: ignore[union-attr]
+        updates = [n for n in steps if n.primitive is UPDATE]
+        grads = [n for n in steps if n.primitive is not UPDATE]
+        if not any(v in self.uses or v in self.results for n in grads for v in n.outputs):
+            raise _Refused('no gradient is taken in the loop')
+        if len(updates) != 1:
+            raise _Refused(f'it steps {len(updates)} times in one turn of the loop')
+        update = updates[0]
+        if len(update.params['lanes']) > 1 or any(
+                len(n.params['lanes']) != len(update.params['lanes']) for n in grads):
+            raise _Refused('it runs under several vmaps')
+        for node in steps:
+            for mapped in node.params['lanes']:
+                parts = node.params['step'].split(mapped)
+                if any(parts['weights']) or any(parts.get('index', ())):
+                    raise _Refused('its weights differ from lane to lane')
+        trace = self._carried_trace(update, grads)
+        filters = self._carried_filters(grads)
+        for node in steps:
+            weights = node.params['step'].split(node.inputs)['weights']
+            if not all(map(self.is_invariant, weights)):
+                raise _Refused('its weights change in the loop')
+        products: dict[Product, None] = {}
+        used = set()
+        for sinks in self.sinks.values():
+            for side, _ in sinks:
+                for flow in self.flows.get(side, _NOWHERE):
+                    if self.producer[flow.source] in grads:
+                        used.add(flow.source)
+                        products[Product(self.producer[flow.source], flow.scale)] = None
+        for node in grads:
+            for i, v in enumerate(node.outputs):
+                if v in self.blocked:
+                    raise _Refused(f'{_label(node, i)}: {self.blocked[v]}')
+        if not used:
+            raise _Refused('no gradient is added up in the loop')
+        return Learner(owner, '', update, bool(update.params['lanes']), trace, filters,
+                       tuple(products))
+
+    def _carried_trace(self, update: Node, grads: Sequence[Node]) -> tuple[int, ...]:
+        step = update.params['step']
+        mapped = step.split(update.params['lanes'][0])['trace'] if update.params['lanes'] else [
+            True] * step.trees['trace'].num_leaves
+        places = []
+        for old, new, m in zip(step.split(update.inputs)['trace'], update.outputs, mapped,
+                               strict=True):
+            place = self.position.get(old)
+            if place is None or self.leaving[place] is not new or not m:
+                raise _Refused('its trace is not carried from step to step')
+            places.append(place)
+            self._only(old, [update, *(n for n in grads if n.primitive is PREVIOUS)])
+            self._only(new, [n for n in grads if n.primitive is GRADIENT])
+            if self.flat.outputs.count(new) != 1 or old in self.results:
+                raise _Refused('the loop returns its trace at every step')
+        for node in grads:
+            there = node.params['step'].split(node.inputs)['trace']
+            expected = update.outputs if node.primitive is GRADIENT else [
+                self.entering[i] for i in places]
+            if any(a is not b for a, b in zip(there, expected, strict=True)):
+                raise _Refused('its gradient is taken of another trace')
+        return tuple(places)
+
+    def _only(self, value: Value, users: Sequence[Node]) -> None:
+        for node in self.uses.get(value, []):
+            if not any(node is u for u in users):
+                raise _Refused(f'`{node.name}` reads its trace inside the loop')
+
+    def _carried_filters(self, grads: Sequence[Node]) -> tuple[int, ...]:
+        main = [n for n in grads if n.primitive is GRADIENT]
+        count = max((n.params['step'].trees['filters'].num_leaves for n in grads), default=0)
+        if not count:
+            return ()
+        if len(main) != 1:
+            raise _Refused(f'its trace filter advances {len(main)} times a step')
+        old = main[0].params['step'].split(main[0].inputs)['filters']
+        places = []
+        for v, new in zip(old, main[0].outputs[len(main[0].outputs) - count:], strict=True):
+            place = self.position.get(v)
+            if place is None or self.leaving[place] is not new or v in self.results:
+                raise _Refused('its trace filter is not carried from step to step')
+            self._only(v, grads)
+            self._only(new, [])
+            places.append(place)
+        return tuple(places)
+
+    # -- the parts of the new loop -----------------------------------------------------------
+
+    def kept(self, learners: Sequence[Learner]) -> _Kept:
+        """What remains of the body when these learners' gradients wait."""
+        return _Kept(self, learners)
+
+
+def _label(node: Node, output: int) -> str:
+    tree = node.params['step'].result
+    example = tree.unflatten(range(tree.num_leaves))
+    grads = example[0] if node.primitive is GRADIENT else example
+    for path, leaf in jax.tree_util.tree_flatten_with_path(grads)[0]:
+        if leaf == output:
+            name = '.'.join(str(part) for key in path[:1] for part in key.key)
+            rest = [k.key for k in path[1:] if isinstance(getattr(k, 'key', None), str)]
+            return f'gradient of {".".join([name, *rest])}'
+    return 'its trace filter'
+
+
+def _leads(node: Node) -> bool:
+    """Whether the first axis of the operand is the first axis of the result."""
+    kept = node.params.get('broadcast_dimensions', ())
+    return bool(node.name == 'expand_dims' or (len(kept) and kept[0] == 0))
+
+
+class _Kept:
+    """The body without the waiting gradients, and what happens to their sums afterwards."""
+
+    def __init__(self, analysis: Analysis, learners: Sequence[Learner]) -> None:
+        self.analysis = analysis
+        self.removed = {n for one in learners for n in analysis._steps
+                        if step_of(n).owner is one.owner}  # type: ignore[union-attr]
+        sources = {v for n in self.removed for v in n.outputs}
+        self.waits = {v for v, flows in analysis.flows.items()
+                      if all(f.source in sources for f in flows) and self._only_gradients(v)}
+
+    def _only_gradients(self, value: Value) -> bool:
+        """Whether a value is nothing but gradients (no other addend)."""
+        node = self.analysis.producer[value]
+        if node in self.removed:
+            return True
+        own = [v for v in node.inputs if self.analysis.flows.get(v)]
+        if node.name in _SUMS or node.name == 'concatenate':
+            return all(v in self.analysis.flows and self._only_gradients(v) for v in node.inputs)
+        return all(map(self._only_gradients, own))
+
+    def untouched(self, carry: int) -> bool:
+        """Whether nothing is left that the loop adds to a carry."""
+        chain = self.analysis.chains.get(carry)
+        return chain is not None and all(side in self.waits for side, _ in chain.values())
+
+    def _inputs(self, node: Node) -> list[Value]:
+        return [v for v in node.inputs if v not in self.waits]
+
+    def run(self, env: dict[Value, Any], outputs: Sequence[Value]) -> None:
+        """Compute what ``outputs`` need; waiting gradients count as zero."""
+        nodes = [n for n in self.analysis.flat.nodes if n not in self.removed
+                 and not all(v in self.waits for v in n.outputs)]
+        for node in needed(nodes, outputs, self._inputs):
+            zero = [v in self.waits for v in node.inputs]
+            if not any(zero):
+                evaluate([node], env)
+            elif node.name == 'concatenate':
+                inside = {v: jnp.zeros(v.aval.shape, v.aval.dtype)
+                          for v, z in zip(node.inputs, zero, strict=True) if z}
+                evaluate([node], _Layered(env, inside))
+            else:                                   # a sum of which one operand waits
+                other = read(env, node.inputs[zero.index(False)])
+                env[node.outputs[0]] = -other if node.name == 'sub' and zero[0] else other
+
+    def after(self, constant: Callable[[Value], Any], sums: Any) -> dict[int, Any]:
+        """What is added to each carry once the sums are known.
+
+        ``sums[product][v]`` is the sum over steps (and lanes) of a gradient node's result.
+        """
+        total: dict[int, Any] = {}
+        for carry, sinks in self.analysis.sinks.items():
+            for side, sign in sinks:
+                flows = self.analysis.flows.get(side, _NOWHERE)
+                for scale in dict.fromkeys(f.scale for f in flows):
+                    known = {f.source: sums[product][f.source] for f in flows if f.scale == scale
+                             if (product := Product(self.analysis.producer[f.source], scale)) in sums}
+                    if known:
+                        value = sign * self._image(side, scale, known, constant)
+                        total[carry] = total[carry] + value if carry in total else value
+        return total
+
+    def _image(self, v: Value, scale: Scale, known: dict[Value, Any],
+               constant: Callable[[Value], Any]) -> Any:
+        """What the sums make of ``v``, of what arrives there with this scale."""
+        node = self.analysis.producer[v]
+        if v in known and not scale:
+            return known[v][None] if node.params['lanes'] else known[v]
+        if node in self.analysis.factors:           # the learning signal has this factor
+            scale = scale[:-1]
+        operands = [self._image(w, scale, known, constant) if any(
+            f.scale == scale and f.source in known
+            for f in self.analysis.flows.get(w, _NOWHERE)) else None for w in node.inputs]
+        present = [a for a in operands if a is not None]
+        if node in self.analysis.factors:
+            return present[0]
+        if node.name in _SUMS and len(present) == 1:
+            return -present[0] if node.name == 'sub' and operands[0] is None else present[0]
+        if node.name == 'concatenate':
+            operands = [jnp.zeros(w.aval.shape, w.aval.dtype) if a is None else a
+                        for w, a in zip(node.inputs, operands, strict=True)]
+        return apply(node, [constant(w) if a is None else a
+                            for w, a in zip(node.inputs, operands, strict=True)])[0]
+
+    def constant(self, value: Value, constants: dict[Value, Any]) -> Any:
+        """A value that is the same at every step."""
+        if not isinstance(value, Constant) and value not in constants:
+            fixed = [n for n in self.analysis.flat.nodes
+                     if all(v in self.analysis.invariant for v in n.outputs)]
+            evaluate(needed(fixed, [value]), constants)
+        return read(constants, value)
+
+
+class _Layered(dict[Value, Any]):
+    """A dictionary in front of another; what is written goes to the other."""
+
+    def __init__(self, below: dict[Value, Any], above: dict[Value, Any]) -> None:
+        super().__init__(above)
+        self.below = below
+
+    def __missing__(self, key: Value) -> Any:
+        return self.below[key]
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        self.below.update(*args, **kwargs)
