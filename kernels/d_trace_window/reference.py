@@ -68,8 +68,8 @@ def by_sample(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any
 
 def d_trace_start(inputs: Any, factor: Any) -> Any:
     r""":math:`\sum_s x_s \otimes p_s`, ``[B, I, O, S]``: what leaves where zero entered."""
-    B, I, (O, S) = *inputs.shape[1:], factor.shape[2:]
-    return _outer(inputs, factor.reshape(*factor.shape[:2], O * S)).reshape(B, I, O, S)
+    T, B, O, S = factor.shape
+    return _outer(inputs, factor.reshape(T, B, O * S)).reshape(B, inputs.shape[2], O, S)
 
 
 def _outer(inputs: Any, factor: Any) -> Any:

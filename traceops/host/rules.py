@@ -13,7 +13,8 @@ from traceops.host.param_dim import ParamDimRule
 __all__ = ['make_rule']
 
 
-def make_rule(learner: Any, lanes: bool, at_once: bool) -> ParamDimRule | FactorisedRule:
+def make_rule(learner: Any, lanes: bool,
+              at_once: bool = False) -> ParamDimRule | FactorisedRule:
     """The rule of a learner's engine.
 
     Parameters
