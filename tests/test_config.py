@@ -13,10 +13,10 @@ import traceops
 from traceops import config
 from traceops.errors import SettingsError, TraceopsError
 
-VALUES = {'window': 7, 'memory_budget': 4096, 'carry_trace': False, 'precision': 'high',
-          'backend': 'jax'}
-TEXTS = {'window': '7', 'memory_budget': '4KiB', 'carry_trace': 'no', 'precision': 'high',
-         'backend': 'jax'}
+VALUES = {'window': 7, 'memory_budget': 4096, 'carry_trace': False, 'precision': 'tf32',
+          'backend': 'jax', 'two_phase': True}
+TEXTS = {'window': '7', 'memory_budget': '4KiB', 'carry_trace': 'no', 'precision': 'tf32',
+         'backend': 'jax', 'two_phase': 'on'}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_memory_budget_as_text(text, number):
     assert traceops.configure(memory_budget=text).memory_budget == number
 
 
-@pytest.mark.parametrize('field, words', [('precision', ('highest', 'high', 'default')),
+@pytest.mark.parametrize('field, words', [('precision', ('highest', 'bf16x3', 'bf16x2', 'tf32')),
                                           ('backend', ('auto', 'jax', 'triton'))])
 def test_every_word_of_a_choice_is_taken_and_named_when_another_is_not(field, words):
     for word in words:
@@ -70,7 +70,7 @@ ILLEGAL = [
     ('memory_budget', '12 parsecs'), ('memory_budget', ''), ('memory_budget', None),
     ('memory_budget', False), ('memory_budget', '-5MiB'), ('memory_budget', '0.1'),
     ('carry_trace', 1), ('carry_trace', 'no'), ('carry_trace', None),
-    ('precision', 'HIGHEST'), ('precision', None), ('precision', ['high']),
+    ('precision', 'HIGHEST'), ('precision', None), ('precision', ['tf32']),
     ('backend', 'cuda'), ('backend', 0),
 ]
 
@@ -105,7 +105,7 @@ def test_configure_inside_a_block_cannot_hide_an_illegal_value():
 def test_an_unknown_setting_names_the_known_ones(way):
     before = traceops.settings()
     with pytest.raises(SettingsError) as caught:
-        way(widnow=3, precision='high')
+        way(widnow=3, precision='tf32')
     assert "'widnow'" in str(caught.value)
     assert all(field in str(caught.value) for field in VALUES)
     assert traceops.settings() == before
@@ -113,10 +113,10 @@ def test_an_unknown_setting_names_the_known_ones(way):
 
 def test_blocks_nest_and_are_left_on_an_error():
     traceops.configure(window=2)
-    with traceops.configured(window=3, precision='high') as outer:
+    with traceops.configured(window=3, precision='tf32') as outer:
         assert outer == traceops.settings() and outer.window == 3
         with pytest.raises(ZeroDivisionError), traceops.configured(window=None) as inner:
-            assert inner.window is None and inner.precision == 'high'
+            assert inner.window is None and inner.precision == 'tf32'
             raise ZeroDivisionError
         assert traceops.settings() == outer
         traceops.configure(window=9, backend='jax')     # the block still wins
@@ -131,13 +131,13 @@ def test_a_block_belongs_to_its_thread_and_the_process_to_all():
         seen[name] = traceops.settings()
 
     traceops.configure(window=4)
-    with traceops.configured(precision='high'):
+    with traceops.configured(precision='tf32'):
         thread = threading.Thread(target=look, args=('other',))
         thread.start()
         thread.join()
         look('here')
     assert (seen['other'].window, seen['other'].precision) == (4, 'highest')
-    assert (seen['here'].window, seen['here'].precision) == (4, 'high')
+    assert (seen['here'].window, seen['here'].precision) == (4, 'tf32')
 
 
 def test_threads_that_configure_at_once_lose_nothing():

@@ -52,8 +52,9 @@ class Settings:
     carry_trace : bool
         D-RTRL only. ``True`` (upstream's semantics): the trace enters and leaves each call.
         ``False``: each call starts from a zero trace and no trace is ever allocated.
-    precision : {'highest', 'high', 'default'}
-        Of the product that forms the weight gradient.
+    precision : {'highest', 'bf16x3', 'bf16x2', 'tf32'}
+        Of the product that forms the weight gradient, as :func:`traceops.ops.trace_gradient`
+        takes it. ``'highest'`` is exact for any input.
     backend : {'auto', 'jax', 'triton'}
         What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
         fails; a backend that is named works or raises.
@@ -119,7 +120,7 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'window': ('a positive int, or None to choose', 50, _window),
     'memory_budget': ("a positive number of bytes, or a text like '256MiB'", '1GiB', _bytes),
     'carry_trace': ('True or False', False, _flag),
-    'precision': _one_of('highest', 'high', 'default'),
+    'precision': _one_of('highest', 'bf16x3', 'bf16x2', 'tf32'),
     'backend': _one_of('auto', 'jax', 'triton'),
     'two_phase': ('True, False, or None to choose', True,
                   lambda value: None if value is None else _flag(value)),

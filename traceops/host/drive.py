@@ -66,19 +66,15 @@ def gradient(
     if per_step:
         return as_upstream(per_step)
 
-    # gradients are linear in the weights of the losses: the mean needs no pass over them
-    scale = mask_ / _steps_counted(mask_) if reduction == 'mean' else mask_
     with _recording(learner):
         program = trace_step(
-            _gradient_step(learner, step_fn, weights, has_aux), (sequences, scale),
+            _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
             tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
             counter=learner.running_index)
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(learner, program, length)
-    total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, scale), K)
-    if reduction == 'mean':         # upstream divides by a number of the mask's dtype
-        total = jax.tree.map(lambda g: g.astype(jnp.result_type(g, mask_)), total)
+    total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
     learner._last_call = ('window', f'{K} steps per window')
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
@@ -288,6 +284,8 @@ def _steps_counted(mask: Any) -> Any:
 
 def _results(total: Any, losses: Any, aux: Any, mask: Any, reduction: str, loss_output: str,
              has_aux: bool, return_value: bool) -> Any:
+    if reduction == 'mean':     # not by the weights of the losses: not every signal is linear in it
+        total = jax.tree.map(lambda g: g / _steps_counted(mask), total)
     if not return_value:
         return (total, aux) if has_aux else total
     masked = losses * mask

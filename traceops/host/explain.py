@@ -13,6 +13,7 @@ import brainstate
 import jax
 from rich.table import Table
 
+from traceops import ops
 from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
 from traceops.host.relations import RelationView
@@ -211,12 +212,38 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -
             rel, inner.fast_solve) is None:
         reason = (f'{rel.primitive.name}: upstream has no closed form of its trace over a window, '
                   f'so the carried trace takes a pass a step; carry_trace=False needs none')
+    backend = 'upstream'
+    if engine == 'window':
+        decision = _backend(inner, factorised, group)
+        backend = decision.backend
+        reason = reason or (decision.reason if jax.default_backend() == 'gpu'
+                            and backend == 'jax' else '')
     return Row(
         parameter='.'.join(map(str, view.paths[0])), primitive=rel.primitive.name,
         x_shape=x_shape, y_shape=view.y_shape, group=group.index, states=group.num_state,
         rule=type(inner).__name__, engine=engine,
-        backend='jax' if engine == 'window' else 'upstream',
-        reason=reason, trace_bytes=full, kept_bytes=full if carried else 0)
+        backend=backend, reason=reason, trace_bytes=full, kept_bytes=full if carried else 0)
+
+
+def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
+    """What runs the scan of a group here, as ``traceops.ops`` decides it."""
+    S = group.num_state
+    dtype = jax.numpy.result_type(*(v.aval.dtype for v in group.hidden_outvars))
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *group.varshape, *shape), dtype)
+
+    operands: tuple[Any, ...] = (of(S), of(S, S), of(S))
+    params: dict[str, Any] = {'kappa': None, 'states': 0}
+    if factorised:
+        carry = jax.ShapeDtypeStruct((*group.varshape, S), dtype)
+        operands += (carry, jax.ShapeDtypeStruct((1,), dtype))
+        params = {'decay_x': 0., 'decay_f': 0.}
+    try:
+        return ops.why('es_trace_window' if factorised else 'adjoint_window', *operands,
+                       backend=inner.traceops_settings.backend, **params)
+    except ops.BackendError as err:     # named, and not to be had: the call will say so too
+        return ops.Decision('none', str(err))
 
 
 def _notes(inner: Any, rows: list[Row]) -> list[str]:

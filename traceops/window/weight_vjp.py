@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from traceops.window.jaxprs import depends_on
+from traceops.ops import trace_gradient
+from traceops.window.jaxprs import backward_slice, depends_on, inlined, part
 
 __all__ = ['input_dependent', 'weight_vjp']
 
@@ -41,33 +42,41 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         output is broadcast over the batch).
     y_shape : sequence of int
         Shape of one step's output.
-    precision : {'highest', 'high', 'default'}
-        Of the products.
+    precision : str
+        Of the product, as :func:`traceops.ops.trace_gradient` takes it.
     """
-    if x is None:
-        with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(_MATMUL[precision]):
+        if x is None:
             return _pull(lambda w: jnp.broadcast_to(op(None, w), cotangent.shape), weights,
                          cotangent)
-    lead, inner = x.shape[:x.ndim - x_rank], x.shape[x.ndim - x_rank:]
+        lead, inner = x.shape[:x.ndim - x_rank], x.shape[x.ndim - x_rank:]
 
-    def rows(x: Any, cotangent: Any) -> dict[str, Any]:
-        x, cotangent = x.reshape(-1, inner[-1]), cotangent.reshape(-1, y_shape[-1])
-        return _pull(lambda w: op(x, w), weights, cotangent)
+        def one_by_one(x: Any, cotangent: Any) -> dict[str, Any]:
+            x, cotangent = x.reshape(-1, *inner), cotangent.reshape(-1, *y_shape)
+            return _pull(lambda w: jax.vmap(lambda one: op(one, w))(x), weights, cotangent)
 
-    def one_by_one(x: Any, cotangent: Any) -> dict[str, Any]:
-        x, cotangent = x.reshape(-1, *inner), cotangent.reshape(-1, *y_shape)
-        return _pull(lambda w: jax.vmap(lambda one: op(one, w))(x), weights, cotangent)
+        def rows(x: Any, cotangent: Any) -> dict[str, Any]:
+            return _product(op, weights, x.reshape(1, -1, inner[-1]),
+                            cotangent.reshape(1, -1, y_shape[-1]), precision)
 
-    def in_place(x: Any, cotangent: Any) -> dict[str, Any]:
-        """Without an axis of steps and samples, in which samples spread over devices would have
-        to be gathered: lanes come before steps, rows stay an axis.
-        """
-        cotangent = cotangent.reshape(*lead, *y_shape)
-        return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
+        def in_place(x: Any, cotangent: Any) -> dict[str, Any]:
+            """Without an axis of steps and samples, in which samples spread over devices would
+            have to be gathered.
+            """
+            cotangent = cotangent.reshape(*lead, *y_shape)
+            if by_rows:
+                return _product(op, weights, x.reshape(x.shape[0], -1, x.shape[-1]),
+                                cotangent.reshape(x.shape[0], -1, y_shape[-1]), precision)
+            # lanes come before steps, rows stay an axis
+            return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
 
-    plain = rows if _maps_rows(op, weights, x, x_rank, y_shape) else one_by_one
-    with jax.default_matmul_precision(precision):
-        return lax.platform_dependent(x, cotangent, cuda=in_place, default=plain)
+        by_rows = _maps_rows(op, weights, x, x_rank, y_shape)
+        return lax.platform_dependent(x, cotangent, cuda=in_place,
+                                      default=rows if by_rows else one_by_one)
+
+
+#: What jax calls the nearest to a precision of the product, for the ops that are none.
+_MATMUL = {'highest': 'highest', 'bf16x3': 'high', 'bf16x2': 'high', 'tf32': 'tensorfloat32'}
 
 
 def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any) -> dict[str, Any]:
@@ -75,12 +84,39 @@ def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any)
     return vjp(cotangent.astype(out.dtype))[0]
 
 
+def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
+             precision: str) -> dict[str, Any]:
+    """The weight VJP of an op on rows, ``[T, B, ...]``: the product in it as an operation.
+
+    The VJP of a dense op multiplies the inputs with the cotangents over all rows; what else it
+    does (a bias, a transformed weight) stays as it is.
+    """
+    def pull(x: Any, cotangent: Any, weights: dict[str, Any]) -> dict[str, Any]:
+        return _pull(lambda w: op(x, w), weights, cotangent)
+
+    flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    traced, shape = jax.make_jaxpr(pull, return_shape=True)(*flat, weights)
+    closed = inlined(traced)
+    jaxpr = closed.jaxpr
+    x_var, ct_var = jaxpr.invars[:2]
+    products = [e for e in jaxpr.eqns if e.primitive.name == 'dot_general'
+                and set(e.invars) == {x_var, ct_var}
+                and e.params['dimension_numbers'] == (((0,), (0,)), ((), ()))]
+    values = [trace_gradient(x, cotangent, precision=precision) for _ in products]
+    values = [a if e.invars[0] is x_var else a.T for e, a in zip(products, values, strict=True)]
+    made = [e.outvars[0] for e in products]
+    eqns, _ = backward_slice(jaxpr, jaxpr.outvars, given=set(made))
+    out = part(closed, [*jaxpr.invars, *made], jaxpr.outvars, eqns)(
+        *flat, *jax.tree.leaves(weights), *values)
+    return jax.tree.unflatten(jax.tree.structure(shape), out)
+
+
 def _maps_rows(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
                y_shape: Sequence[int]) -> bool:
     """Whether the op maps rows to rows, whatever their number: matrix in, matrix out.
 
-    Then steps and samples become one axis, and the gradient a plain matrix product (contracting
-    over two axes costs a CPU a transposed copy: measured 20 to 40 %).
+    Then on a CPU steps and samples become one axis (contracting over two costs a transposed
+    copy: measured 20 to 40 %).
     """
     if x_rank != 2 or len(y_shape) != 2 or x.shape[-2] != y_shape[0]:
         return False
