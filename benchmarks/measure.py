@@ -23,8 +23,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'of_case', 'online', 'run',
-           'simulation']
+__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'interleaved', 'of_case', 'online',
+           'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -189,12 +189,12 @@ def run(case: Case, repeats: int, progress: bool = True) -> Row:
         row.error = f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
     del results
     if not row.error:
-        row.seconds = _interleaved(jitted, (x, y), repeats, case.name if progress else None)
+        row.seconds = interleaved(jitted, (x, y), repeats, case.name if progress else None)
     row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return row
 
 
-def _interleaved(fns: dict[str, Any], args: Any, repeats: int,
+def interleaved(fns: dict[str, Any], args: Any, repeats: int,
                  label: str | None) -> dict[str, list[float]]:
     """Rounds of one call each, in turn; short calls get more rounds."""
     times: dict[str, list[float]] = {name: [] for name in fns}
