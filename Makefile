@@ -20,8 +20,8 @@ BIN = $(VENV)/bin
 GPUFREE = .venv-gpufree
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
 
-.PHONY: help demo test test-all test-gpufree gpu-programs gpufree-venv lint bench build clean \
-	venv
+.PHONY: help demo test test-all test-gpufree test-gpufree-quick gpu-programs gpufree-venv lint \
+	bench build clean venv
 
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
@@ -44,14 +44,16 @@ test: venv
 test-all: venv
 	$(PYTEST) -m '' $(ARGS)
 
-# Two processes: one in which Triton is interpreted, one in which it compiles. Both are run, and
-# the exit status says whether both passed.
-test-gpufree: gpufree-venv
-	. $(GPUFREE)/env; failed=0; \
-	JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $(GPUFREE)/bin/python -m pytest \
-		tests/gpufree/test_interpreter.py $(ARGS) || failed=1; \
-	JAX_PLATFORMS=cpu,cuda $(GPUFREE)/bin/python -m pytest tests/ops/test_traps.py \
-		tests/gpufree/test_resources.py tests/gpufree/test_programs.py $(ARGS) || failed=1; \
+# Two runs: one in which Triton is interpreted, one in which it compiles. Both are made, and the
+# exit status says whether both passed. Quick leaves out what is marked slow.
+test-gpufree-quick: MARKS = not slow
+test-gpufree test-gpufree-quick: gpufree-venv
+	@. $(GPUFREE)/env; failed=0; run() { \
+		$(GPUFREE)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4 -m '$(MARKS)' "$$@" \
+			$(ARGS) || failed=1; }; \
+	JAX_PLATFORMS=cpu TRITON_INTERPRET=1 run tests/gpufree/test_interpreter.py; \
+	JAX_PLATFORMS=cpu,cuda run tests/ops/test_traps.py tests/gpufree/test_resources.py \
+		tests/gpufree/test_programs.py tests/gpufree/test_training.py; \
 	exit $$failed
 
 gpu-programs: gpufree-venv

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import pathlib
@@ -27,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--markdown', type=pathlib.Path, metavar='PATH', help='write the table')
     parser.add_argument('--plots', type=pathlib.Path, metavar='DIR',
                         help='sweep over N and T as well, and write PNG plots')
+    parser.add_argument('--operations', action='store_true',
+                        help='not nets, but every operation of traceops.ops: XLA and kernel')
     parser.add_argument('--list', action='store_true', help='name the cases')
     return parser
 
@@ -43,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 2
     print(report.machine_text())
+    if args.operations:
+        return _operations(args)
     rows = []
     for case in cases:
         figures = report.figures(run(case, args.repeats)) if len(cases) == 1 else \
@@ -72,3 +77,13 @@ def _alone(case: Case, repeats: int) -> dict:
         if not path.exists():
             return report.failed(case, f'the process ended with status {code.returncode}')
         return json.loads(path.read_text())['rows'][0]
+
+
+def _operations(args: argparse.Namespace) -> int:
+    from traceops.benchmarks import operations
+    rows = operations.run(args.repeats)
+    print(operations.table(rows))
+    if args.json:
+        data = {'machine': report.machine(), 'rows': [dataclasses.asdict(r) for r in rows]}
+        args.json.write_text(json.dumps(data, indent=2) + '\n')
+    return 0 if all(row.right for row in rows) else 1

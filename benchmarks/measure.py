@@ -23,8 +23,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'of_case', 'online', 'run',
-           'simulation']
+__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'interleaved', 'of_case', 'online',
+           'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -176,8 +176,9 @@ def check(want: Any, got: Any) -> float:
     norms = [float(jnp.linalg.norm(p)) for p in a]
     if not any(norms):
         raise ValueError('every gradient is zero: the comparison proves nothing')
-    return max(float(jnp.linalg.norm(p - q)) / n if n else float(jnp.abs(q).max())
-               for p, q, n in zip(a, b, norms, strict=True))
+    apart = [float(jnp.linalg.norm(p - q)) / n if n else float(jnp.abs(q).max())
+             for p, q, n in zip(a, b, norms, strict=True)]
+    return float(np.max(apart))             # not max(): it would pass over NaN
 
 
 def run(case: Case, repeats: int, progress: bool = True) -> Row:
@@ -197,8 +198,8 @@ def run(case: Case, repeats: int, progress: bool = True) -> Row:
         if row.spikes < 0.05:
             row.error = f'the net does not spike ({row.spikes:.3f} a neuron)'
     try:
-        row.difference = max(check(results['upstream'][0], results[k][0])
-                             for k in ('traceops', 'free') if k in results) \
+        row.difference = float(np.max([check(results['upstream'][0], results[k][0])
+                                       for k in ('traceops', 'free') if k in results])) \
             if case.upstream_fits else None
     except ValueError as err:
         row.error = str(err)
@@ -206,12 +207,12 @@ def run(case: Case, repeats: int, progress: bool = True) -> Row:
         row.error = f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
     del results
     if not row.error:
-        row.seconds = _interleaved(jitted, (x, y), repeats, case.name if progress else None)
+        row.seconds = interleaved(jitted, (x, y), repeats, case.name if progress else None)
     row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return row
 
 
-def _interleaved(fns: dict[str, Any], args: Any, repeats: int,
+def interleaved(fns: dict[str, Any], args: Any, repeats: int,
                  label: str | None) -> dict[str, list[float]]:
     """Rounds of one call each, in turn; short calls get more rounds."""
     times: dict[str, list[float]] = {name: [] for name in fns}

@@ -105,3 +105,27 @@ def test_a_jax_that_cannot_start_is_a_finding(monkeypatch):
     check = doctor.check_devices()
     assert not check.passed and "backend 'cuda'" in check.found
     assert 'JAX_PLATFORMS=cpu' in check.advice
+
+
+@pytest.mark.parametrize('right', [True, False])
+def test_on_a_gpu_every_kernel_is_compared_and_timed(right, monkeypatch, capsys):
+    from traceops.benchmarks import operations
+    row = operations.OperationRow('d_trace_update S=2', 34, {'jax': 20., 'triton': 10.}, 7.,
+                                  1e-7 if right else 1e-2, None, 'triton' if right else 'jax', '')
+    monkeypatch.setattr(operations, 'run', lambda: [row])
+    monkeypatch.setattr(doctor.jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(doctor, 'check_parity', parity(True))
+    assert doctor.main([]) == (0 if right else 1)
+    out = capsys.readouterr().out
+    assert 'limit us' in out and ('wrong: d_trace_update S=2' in out) == (not right)
+    assert ('of 9 checks failed' in out) and ('report this, with all' in out) == (not right)
+
+
+def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):
+    from traceops.benchmarks import operations
+
+    def run():
+        raise RuntimeError('out of memory')
+    monkeypatch.setattr(operations, 'run', run)
+    check, text = doctor.check_operations()
+    assert not check.passed and check.found == 'RuntimeError: out of memory' and text == ''

@@ -20,8 +20,8 @@ from traceops.host import versions
 from traceops.status import status
 from traceops.text import render
 
-__all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_parity',
-           'check_versions', 'main']
+__all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_operations',
+           'check_parity', 'check_versions', 'main']
 
 OURS = 'braintrace-traceops'
 _REPORT = 'report this, with all that traceops doctor printed'
@@ -106,6 +106,18 @@ def check_parity(rule: str, vmap: bool) -> Check:
                  f'{row.ratio("upstream", "traceops"):.1f}')
 
 
+def check_operations() -> tuple[Check, str]:
+    """On a GPU: every kernel against its reference, timed against XLA and the limit; a table."""
+    try:
+        from traceops.benchmarks import operations
+        rows = operations.run()
+    except Exception as err:                    # whatever it is, it is a finding
+        return Check('kernels', False, f'{type(err).__name__}: {err}', _REPORT), ''
+    wrong = [row.name for row in rows if not row.right]
+    found = f'wrong: {", ".join(wrong)}' if wrong else 'each computes what its reference does'
+    return Check('kernels', not wrong, found, _REPORT if wrong else ''), operations.table(rows)
+
+
 def _parity_checks() -> Iterator[Callable[[], Check]]:
     for rule in ('D_RTRL', 'ES_D_RTRL'):
         for vmap in (False, True):
@@ -122,6 +134,10 @@ def main(argv: list[str] | None = None) -> int:
     checks = [check_versions(), check_devices(), check_import_name(), check_command()]
     if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
         checks += [check() for check in _parity_checks()]
+    timings = ''
+    if checks[1].passed and jax.default_backend() == 'gpu':
+        kernels, timings = check_operations()
+        checks.append(kernels)
     table = Table(title='traceops doctor', title_justify='left')
     for name in ('check', 'result', 'found', 'advice'):
         table.add_column(name, overflow='fold')
@@ -131,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     if checks[1].passed:
         from traceops import ops
         print(ops.report())             # which backend each operation has, here and on a GPU
+        print(timings, end='')
     failed = sum(not check.passed for check in checks)
     print(f'{failed or "no"} of {len(checks)} checks failed '
           f'({time.perf_counter() - start:.0f} s)')

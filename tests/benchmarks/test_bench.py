@@ -59,6 +59,8 @@ def test_zeros_prove_nothing():
     with pytest.raises(ValueError, match='proves nothing'):
         measure.check({'w': jnp.zeros(3)}, {'w': jnp.zeros(3)})
     assert measure.check({'w': jnp.ones(3)}, {'w': jnp.ones(3) * 1.5}) == pytest.approx(0.5)
+    good, nan = jnp.ones(3), jnp.full(3, jnp.nan)
+    assert not measure.check({'a': good, 'b': good}, {'a': good, 'b': nan}) <= 1.
 
 
 def test_the_command(capsys):

@@ -5,6 +5,7 @@
 Training calls belong here too, once the window engine calls the operations.
 """
 
+import functools
 import warnings
 
 import jax
@@ -21,6 +22,7 @@ from traceops.benchmarks.targets import (
     mesh_of,
 )
 from traceops.ops import choice, gpu
+from traceops.ops.primitive import OPERATIONS
 
 T, B, I, O, S = 20, 8, 256, 512, 2      # noqa: E741
 TRACE, GRADIENT = B * I * O * S * 4, I * O * 4
@@ -75,6 +77,22 @@ def test_vmap_of_vmap_is_one_kernel(target, proof):
                                             (0, 0, 0, 0, None)), *many, SCAN[4])
     assert len(kernel_calls(compiled)) == 2 and ' while(' not in compiled.as_text()
     proof('both scans, vmap of vmap', target, summary(compiled))
+
+
+@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+def test_whatever_is_mapped_is_one_launch(name, proof):
+    """Each operand mapped alone, and all but each; the compiled program has no loop."""
+    operation = OPERATIONS[name]
+    operands, params = operation.cases()[-1]
+    count = len(operands)
+    alone = [tuple(0 if i == k else None for i in range(count)) for k in range(count)]
+    others = [tuple(None if i == k else 0 for i in range(count)) for k in range(count)]
+    for axes in alone + others:
+        given = [shape(*(3,) * (d == 0), *a.shape) for a, d in zip(operands, axes, strict=True)]
+        compiled = compile_for('h100', jax.vmap(functools.partial(
+            operation.primitive.bind, request='triton', devices=None, **params), axes), *given)
+        assert len(kernel_calls(compiled)) == 1 and ' while(' not in compiled.as_text(), axes
+    proof(f'{name}, {2 * count} ways of mapping', 'h100', 'one kernel each')
 
 
 @pytest.mark.parametrize('target', GPUS)

@@ -40,7 +40,8 @@ CALLS = [pytest.param(net, rule, vmap, id=f'{rule}-{net}-{"vmap" if vmap else "b
 
 
 @pytest.mark.parametrize('net, rule, vmap', CALLS)
-@pytest.mark.parametrize('gpu', GPUS)
+@pytest.mark.parametrize('gpu', ['h100', *(
+    pytest.param(gpu, marks=pytest.mark.slow) for gpu in GPUS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     function, given = call(net, rule, vmap)
     compiled = compile_for(gpu, function, *given)

@@ -16,7 +16,7 @@ import pytest
 from tests.ops import oracle
 from traceops import ops
 
-SHAPES = [(1, 1), (3, 60), (2, 63), (5, 37)]            # batch x outputs: few are powers of two
+SHAPES = [(1, 1), (3, 60), (2, 63), (5, 37), (1, 1000)]     # batch x outputs
 
 
 def draw(seed, *shape, scale=1., dtype=jnp.float32):
@@ -90,12 +90,21 @@ class Suite:
         close(got, jax.tree.map(lambda *a: jnp.stack(a), *rows), 2e-6)
 
     def test_vmap_is_one_call(self):
-        """No loop: the batched program holds the primitive once, and no while or map."""
-        many = [jnp.stack([jnp.stack([a, a]), jnp.stack([a, a])]) for a in self.operands()]
-        jaxpr = jax.make_jaxpr(jax.vmap(jax.vmap(self.run)))(*many)
-        names = [eqn.primitive.name for eqn in jaxpr.jaxpr.eqns]
-        assert sum(name.startswith('etp_') for name in names) == 1
-        assert not {'scan', 'while'} & set(names)
+        """No loop: whatever is mapped, once or twice, the batched program holds the primitive
+        once, and no while or map.
+        """
+        operands = self.operands()
+        for inner in list(itertools.product((None, 0), repeat=len(operands)))[1:]:
+            for axes in ((inner,), (inner, (*inner[1:], inner[0]))):
+                mapped, many = self.run, list(operands)
+                for each in axes:
+                    mapped = jax.vmap(mapped, each)
+                    many = [a if d is None else jnp.stack([a, a])
+                            for a, d in zip(many, each, strict=True)]
+                eqns = jax.make_jaxpr(mapped)(*many).jaxpr.eqns
+                names = [eqn.primitive.name for eqn in eqns]
+                assert sum(name.startswith('etp_') for name in names) == 1, axes
+                assert not {'scan', 'while'} & set(names), axes
 
     def test_control_flow_and_remat(self):
         operands = self.operands()
@@ -232,6 +241,12 @@ class EsTraceWindowSuite(Suite):
         close(ops.es_trace_update(L[0], D[0], f[0], g, decay_f=.8, correction=c[0],
                                   backend=self.backend), (want[1], want[2]), self.tolerance)
 
+    def test_no_step(self):
+        operands = self.operands(T=0)
+        filtered, total, carry = self.run(*operands)
+        assert filtered.shape == (0, 2, 9) and not np.asarray(total).any()
+        close(carry, operands[3], 1e-7)
+
     def test_an_empty_batch(self):
         filtered, total, carry = self.run(*self.operands(place=(0, 9)))
         assert (filtered.shape, total.shape, carry.shape) == ((4, 0, 9), (0, 9), (0, 9, 2))
@@ -283,6 +298,11 @@ class DTraceWindowSuite(Suite):
         new, total = ops.d_trace_window(*operands, gradient='none', backend=self.backend)
         close(new, oracle.d_trace_window(*operands)[0], self.tolerance)
         assert not np.asarray(total).any()
+
+    def test_no_step(self):
+        operands = self.operands(T=0)
+        close(self.run(*operands), oracle.d_trace_window(*operands, self.gradient),
+              self.tolerance)
 
     def test_an_empty_batch(self):
         new, total = self.run(*self.operands(B=0))

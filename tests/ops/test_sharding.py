@@ -70,9 +70,9 @@ def _try_all():
                 sent = sorted({kind for kind in (
                     'all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute',
                     'all-to-all') if re.search(rf'\b{kind}(-start)?\(', text)})
-                worst = max(float(np.linalg.norm(np.asarray(a) - np.asarray(b))
-                                  / np.linalg.norm(np.asarray(b)))
-                            for a, b in zip(run(*given), want, strict=True))
+                worst = float(np.max([np.linalg.norm(np.asarray(a) - np.asarray(b))
+                                      / np.linalg.norm(np.asarray(b))
+                                      for a, b in zip(run(*given), want, strict=True)]))
                 print(json.dumps([name, list(layout), way, sent, worst]))
 
 

@@ -84,6 +84,13 @@ def test_a_wrong_kernel_is_not_used(launches, operands):
     assert 'adjoint_window on interpreter' in str(now) and 'FAILED' in str(now)
 
 
+def test_a_kernel_that_leaves_nan_is_not_used(launches, operands):
+    launches.factor = np.nan
+    with pytest.warns(ops.BackendWarning, match='differs from the reference by nan'):
+        close(jax.jit(adjoint)(*operands), want(operands), 2e-6)
+    assert ops.why('adjoint_window').backend == 'jax'
+
+
 def test_a_launch_that_fails(launches, operands):
     launches.error = RuntimeError('no such kernel image')
     with pytest.warns(ops.BackendWarning, match='failed on a small case.*') as seen:
