@@ -26,7 +26,7 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
 	@echo 'make test      the test suite'
-	@echo 'make test-all  the same with the full cross product of nets, rules and options'
+	@echo 'make test-all  the same with every net x rule x mode (up to an hour on two cores)'
 	@echo 'make test-gpufree  GPU kernels and programs, proved on a machine without a GPU'
 	@echo 'make gpu-programs  what training costs as a GPU program, without a GPU'
 	@echo 'make lint      ruff and mypy'

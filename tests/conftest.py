@@ -1,5 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import brainstate
 import jax
 import pytest
@@ -33,11 +35,15 @@ def float64():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
-@pytest.fixture(autouse=True, scope='module')
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
 def forget_programs():
-    """Compiled programs are kept for ever otherwise: a worker would grow to gigabytes."""
+    """jax keeps what it compiled for ever: without this a worker grows to gigabytes."""
     yield
-    jax.clear_caches()
+    if next(_tests) % 10 == 0:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What install touches, undoing it, and many threads that do both."""
 
+import os
 import sys
 import threading
+import types
 
 import braintrace
 import pytest
@@ -11,8 +13,18 @@ import pytest
 import traceops
 from tests.host.test_patch import fast, learner
 from tests.parity.nets import NETS
+from traceops.host.learners import fast_class
 
 HOSTS = ('braintrace', 'brainstate', 'brainpy', 'braintools', 'saiunit')
+
+
+@pytest.fixture
+def restless():
+    """Threads take turns every few microseconds."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def everything():
@@ -33,6 +45,15 @@ def everything():
     return found
 
 
+def ours_in_the_hosts():
+    """Code of this package in a class of the hosts."""
+    home = os.path.dirname(traceops.__file__)
+    return {f'{cls.__name__}.{key}' for cls, _ in (k for k in everything() if len(k) == 2)
+            if isinstance(cls, type) for key, value in vars(cls).items()
+            if isinstance(value, types.FunctionType)
+            and value.__code__.co_filename.startswith(home)}
+
+
 def changes(before):
     now = everything()
     return sorted(str(k) for k in before.keys() | now.keys() if before.get(k) != now.get(k))
@@ -42,10 +63,12 @@ def changes(before):
 def test_undo_leaves_every_module_class_and_registry(way):
     learner(), learner(vmap=True)                       # whatever the hosts do lazily is done
     learner(compiler=traceops.compile), learner(compiler=traceops.compile, vmap=True)
+    assert not ours_in_the_hosts()
     before = everything()
     if way == 'install':
         traceops.install()
-        assert changes(before)                          # the comparison sees what it has to
+        assert changes(before)                          # the comparisons see what they have to
+        assert ours_in_the_hosts() == {'ETraceVjpAlgorithm.__init__', 'ETraceVmap.__init__'}
         learner(), learner('es', vmap=True)
         traceops.uninstall()
     elif way == 'enabled':
@@ -76,7 +99,7 @@ def test_uninstall_does_not_reach_into_a_block_nor_a_block_outlive_itself():
     assert traceops.installed() and fast(learner())
 
 
-def test_threads_that_make_learners_at_once_get_what_their_block_says():
+def test_threads_that_make_learners_at_once_get_what_their_block_says(restless):
     """Half of them inside ``enabled()``, all at once, again and again."""
     models = [NETS['lif'].make() for _ in range(4)]
     wrong, start = [], threading.Barrier(len(models))
@@ -102,7 +125,7 @@ def test_threads_that_make_learners_at_once_get_what_their_block_says():
     assert wrong == [] and changes(before) == []
 
 
-def test_threads_that_install_and_uninstall_leave_nothing():
+def test_threads_that_install_and_uninstall_leave_nothing(restless):
     start = threading.Barrier(4)
 
     def work():
@@ -139,3 +162,20 @@ def test_every_registered_name(name, options):
         made = braintrace.compile(net.make(), name, net.inputs(2, 3)[0], batch_size=3, **options)
     assert fast(made)
     assert {r.engine for r in traceops.explain(made).rows} == {'window'}
+
+
+def test_threads_agree_on_the_fast_class(restless):
+    for _ in range(50):
+        class Mine(braintrace.D_RTRL):
+            pass
+        start, found = threading.Barrier(4), []
+
+        def work(start=start, found=found, cls=Mine):
+            start.wait()
+            found.append(fast_class(cls))
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4 and len(set(found)) == 1

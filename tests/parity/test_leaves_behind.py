@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity.harness import BATCH, Run, assert_close, assert_same_states, both, pair, start
+from tests.parity.harness import (
+    BATCH,
+    RULES,
+    Run,
+    assert_close,
+    assert_same_states,
+    both,
+    pair,
+    start,
+)
 from tests.parity.nets import NETS
 from tests.parity.test_calls import BAD
 
@@ -40,8 +49,9 @@ def test_get_etrace_of(float64, rule):
                  nonzero=True)
 
 
-def test_the_warm_up_correction_ends_where_upstream_ends_it(float64):
-    """The 1000th step, inside a window."""
+def test_the_warm_up_correction_ends_where_upstream_ends_it(float64, monkeypatch):
+    """The 1000th step, inside a window; so slow a decay that the correction is still felt."""
+    monkeypatch.setitem(RULES, 'es', (braintrace.ES_D_RTRL, {'decay_or_rank': 0.999}))
     upstream, ours = pair(ALIF, 'es', 7, window=3)
     for run in (upstream, ours):
         run.inner.running_index.value = jnp.full_like(run.inner.running_index.value, 995)

@@ -222,9 +222,9 @@ def fast_class(cls: type) -> type | None:
         return None
     if cls not in _fast_classes:
         make: Any = type(cls)
-        _fast_classes[cls] = make(cls.__name__, (FastLearner, cls), {
+        _fast_classes.setdefault(cls, make(cls.__name__, (FastLearner, cls), {
             '__module__': cls.__module__, '__qualname__': cls.__qualname__,
-            '__doc__': cls.__doc__, '_traceops_mixin': True})
+            '__doc__': cls.__doc__, '_traceops_mixin': True}))  # one, whichever thread is first
     return _fast_classes[cls]
 
 
