@@ -11,8 +11,6 @@ pair of values of any two of the five comes up (``test_the_thinned_product_has_e
 import itertools
 import warnings
 
-import jax
-import numpy as np
 import pytest
 from jax.errors import UnexpectedTracerError
 
@@ -36,8 +34,6 @@ def compare(name, rule, vmap, steps, window, tolerance, carry=True):
         return
     want, got = both(upstream, ours, lambda run: run.grad())
     assert_close(want, got, tolerance, nonzero=True)
-    if steps >= 7:                              # long enough for every parameter to have a say
-        assert all(np.linalg.norm(g) > 0 for g in jax.tree.leaves(want[0]))
     if carry:
         assert_same_states(upstream, ours, tolerance)
         # a second call starts from the carried trace
