@@ -23,6 +23,7 @@ from tests.parity.harness import (
 )
 from tests.parity.nets import NETS
 from traceops.errors import TraceNotCarriedError
+from traceops.host import drive
 
 TOLERANCE = 1e-10
 LIF = NETS['lif']
@@ -270,3 +271,30 @@ def test_memory_does_not_grow_with_the_sequence(rule):
     short, long = temporary(100), temporary(10_000)
     per_step = 4 * 4 * 3        # at most a copy of the inputs
     assert long - short <= 2 * per_step * 9_900 + 2 ** 16
+
+
+class TestWhereUpstreamIsAsFast:
+    """ES-D-RTRL of weights that stay in cache: upstream's step, and it says so."""
+
+    def test_a_small_net_takes_upstreams_way(self, float64):
+        upstream, ours = start(braintrace.compile, LIF, 'es', 5), \
+            start(traceops.compile, LIF, 'es', 5)
+        row = traceops.explain(ours.learner).rows[0]
+        assert row.engine == 'per-step' and 'in cache' in row.reason
+        want, got = both(upstream, ours, lambda run: run.grad())
+        assert_close(want, got, 0., nonzero=True)
+        assert ours.inner._last_call[0] == 'per-step'
+
+    @pytest.mark.parametrize('settings, vmap', [
+        ({'window': 3}, False), ({'two_phase': True}, False), ({}, True)])
+    def test_not_where_the_window_is_asked_for_or_lanes_cost_more(self, settings, vmap):
+        with traceops.configured(**settings):
+            ours = start(traceops.compile, LIF, 'es', 5, vmap)
+        ours.grad()
+        assert {r.engine for r in traceops.explain(ours.learner).rows} == {'window'}
+
+    def test_not_of_a_large_net(self, monkeypatch):
+        monkeypatch.setattr(drive, '_IN_CACHE', 4)
+        ours = start(traceops.compile, LIF, 'es', 5)
+        ours.grad()
+        assert {r.engine for r in traceops.explain(ours.learner).rows} == {'window'}

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from traceops import ops
 from traceops.host import loops, patch, upstream
+from traceops.host.drive import why_per_step
 from traceops.host.learners import FastLearner, FastVmap, is_fast
 from traceops.host.relations import RelationView
 from traceops.text import render
@@ -199,6 +200,9 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
     if not inner.traceops_plan.windowed:
         return 'upstream', inner.traceops_plan.reason
     last = getattr(inner, '_last_call', None)
+    if last is None:
+        reason = why_per_step(inner, learner)
+        last = ('per-step', reason) if reason else None
     return last if last is not None and last[0] == 'per-step' else ('window', '')
 
 

@@ -22,6 +22,8 @@ __all__ = ['FactorisedRule']
 class FactorisedRule(Rule):
     """ES-D-RTRL and everything on the input/output-factorised engine."""
 
+    factorised = True
+
     @property
     def bypass(self) -> bool:
         return upstream.has_bypass(self.learner)

@@ -37,6 +37,8 @@ def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
 class Rule:
     """Of a learner, with or without lanes; ``at_once``: steps are digested together."""
 
+    factorised = False
+
     def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
         self.learner, self.lanes, self.at_once = learner, lanes, at_once
         self.views = relation_views(learner)
