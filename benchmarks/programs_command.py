@@ -190,5 +190,5 @@ def summary(rows: list[dict[str, Any]]) -> str:
     aimed = any(f['aims'] for f in rows)
     head = '\n'.join(['missed:', *missed, '']) if missed else 'every aim met\n' * aimed
     return (f'{head}A model is no timing: it compares programs compiled together. A kernel of '
-            "which XLA has no model counts\nits bytes at the device's bandwidth. For matrix products "
-            'the model knows\nno tensor cores, whatever the precision.')
+            "which XLA has no model counts\nits bytes at the device's bandwidth. For matrix "
+            'products the model knows no tensor cores.')
