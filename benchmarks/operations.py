@@ -67,8 +67,11 @@ class OperationRow:
 def cases(T: int = 50, B: int = 32, N: int = 256) -> Iterator[OperationCase]:
     """Every operation, the forms for one step included, for a layer of ``N`` neurons."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
-    correction = np.linspace(0.3, 1., T, dtype=np.float32)
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape, np.float32)
+
+    correction: Any = np.linspace(0.3, 1., T, dtype=np.float32)
     for S in (1, 2):
         L, D, f = draw(T, B, N, S), 0.5 * draw(T, B, N, S, S), draw(T, B, N, S)
         g, e, x = draw(B, N, S), draw(B, N, N, S), draw(T, B, N)

@@ -29,7 +29,8 @@ __all__ = ['figures', 'kernel_table', 'main', 'markdown', 'summary', 'table']
 _WHO = {'upstream': 'upstream', 'traceops': 'traceops', 'free': 'traceops, no carry',
         'forward': 'simulation only'}
 _HEAD = ('case', 'program', 'kernels', 'MB', 'model us', 'temporary MB',
-         'kernels / simulation', 'model time / simulation', 'bytes: upstream / this')
+         'kernels / simulation', 'model time / simulation', 'bytes / simulation',
+         'bytes: upstream / this')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,7 +120,8 @@ def figures(name: str, gpu: str, found: dict[str, Program],
     return {'name': name, 'gpu': gpu, 'aims': aims, 'programs': {who: {
         **dataclasses.asdict(p.total), 'temporary': p.temporary,
         'over_simulation': {'kernels': p.total.launches / base.launches,
-                            'time': p.total.microseconds / base.microseconds},
+                            'time': p.total.microseconds / base.microseconds,
+                            'moved': p.total.bytes / base.bytes},
         'bytes_of_upstream': upstream.bytes / p.total.bytes,
         'kernels': [dataclasses.asdict(k) for k in _largest(p)],
     } for who, p in found.items()}}
@@ -150,7 +152,7 @@ def _cells(figures: dict[str, Any], who: str) -> list[str]:
     return [figures['name'] if who == 'upstream' else '', _WHO[who],
             f'{program["launches"]}{loops}', f'{program["bytes"] / 1e6:.1f}',
             f'{program["microseconds"]:.4g}', f'{program["temporary"] / 1e6:.1f}',
-            *map(ratio, ('kernels', 'time', 'bytes'))]
+            *map(ratio, ('kernels', 'time', 'moved', 'bytes'))]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -191,4 +193,5 @@ def summary(rows: list[dict[str, Any]]) -> str:
     aimed = any(f['aims'] for f in rows)
     head = '\n'.join(['missed:', *missed, '']) if missed else 'every aim met\n' * aimed
     return (f'{head}A model is no timing: it compares programs compiled together. A kernel of '
-            "which XLA has no model counts\nits bytes at the device's bandwidth.")
+            "which XLA has no model counts\nits bytes at the device's bandwidth. For matrix "
+            'products the model knows no tensor cores.')

@@ -49,7 +49,7 @@ def test_ratios_and_verdicts(found):
     row = programs_command.figures('a net', 'h100', found, dict(kernels=1.5, time=2., bytes=20.))
     assert json.loads(json.dumps(row)) == row
     ours = row['programs']['traceops']
-    assert ours['over_simulation'] == {'kernels': 1.5, 'time': 2.1}
+    assert ours['over_simulation'] == {'kernels': 1.5, 'time': 2.1, 'moved': 1.5}
     assert ours['bytes_of_upstream'] == 22.
     text = programs_command.table([row])
     assert '1.5 (met 1.5)' in text and '2.1 (MISSED 2)' in text and '22 (met 20)' in text
