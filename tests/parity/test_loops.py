@@ -11,7 +11,7 @@ import pytest
 
 import traceops
 from tests.parity.harness import BATCH, RULES, assert_close
-from tests.parity.nets import N_OUT, NETS, Gated
+from tests.parity.nets import N_OUT, NETS, Gated, Net
 from traceops.host import loops
 
 T = 7
@@ -257,7 +257,6 @@ class PlainReadout(Gated):
 
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 def test_parameters_without_a_trace(float64, rule):
-    from tests.parity.nets import Net
     compare(tutorial, Net(PlainReadout), rule)
 
 
@@ -301,7 +300,7 @@ def clipped(task):
 
     def step(total, slices):
         grads, loss, out = task.grad(*slices)
-        return add(total, brainstate.functional.clip_grad_norm(grads, 1e-2)), loss
+        return add(total, brainstate.nn.clip_grad_norm(grads, 1e-2)), loss
     return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
 
 

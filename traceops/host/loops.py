@@ -82,14 +82,15 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
         return as_written()
     analysis = Analysis(flatten(body.closed), len(body.init))
     learners = analysis.learners
+    window, out = None, None
     try:
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
-        out = loop() if loop.learners else None
+        if loop.learners:
+            out, window = loop(), loop.window
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
         learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
                     for one in learners]
-        loop = out = None
-    _report(learners, steps, loop.window if loop is not None else None)
+    _report(learners, steps, window)
     return as_written() if out is None else out
 
 
@@ -194,7 +195,7 @@ class _DeferredLoop:
         self.wanted = [*(analysis.leaving[i] for i in self.live),
                        *analysis.flat.outputs[analysis.carries:],
                        *(v for one in self.learners for v in one.reads)]
-        self.window = self._choose_window() if learners else None
+        self.window = self._choose_window() if learners else 0
 
     def __call__(self) -> Any:
         # differentiated from outside, the loop is the one that was written

@@ -420,9 +420,9 @@ class _Kept:
             if not any(zero):
                 evaluate([node], env)
             elif node.name == 'concatenate':
-                inside = {v: jnp.zeros(v.aval.shape, v.aval.dtype)
-                          for v, z in zip(node.inputs, zero, strict=True) if z}
-                evaluate([node], _Layered(env, inside))
+                env[node.outputs[0]] = apply(node, [
+                    jnp.zeros(v.aval.shape, v.aval.dtype) if z else read(env, v)
+                    for v, z in zip(node.inputs, zero, strict=True)])[0]
             else:                                   # a sum of which one operand waits
                 other = read(env, node.inputs[zero.index(False)])
                 env[node.outputs[0]] = -other if node.name == 'sub' and zero[0] else other
@@ -437,8 +437,9 @@ class _Kept:
             for side, sign in sinks:
                 flows = self.analysis.flows.get(side, _NOWHERE)
                 for scale in dict.fromkeys(f.scale for f in flows):
-                    known = {f.source: sums[product][f.source] for f in flows if f.scale == scale
-                             if (product := Product(self.analysis.producer[f.source], scale)) in sums}
+                    products = {f.source: Product(self.analysis.producer[f.source], scale)
+                                for f in flows if f.scale == scale}
+                    known = {v: sums[p][v] for v, p in products.items() if p in sums}
                     if known:
                         value = sign * self._image(side, scale, known, constant)
                         total[carry] = total[carry] + value if carry in total else value
@@ -473,17 +474,3 @@ class _Kept:
                      if all(v in self.analysis.invariant for v in n.outputs)]
             evaluate(needed(fixed, [value]), constants)
         return read(constants, value)
-
-
-class _Layered(dict[Value, Any]):
-    """A dictionary in front of another; what is written goes to the other."""
-
-    def __init__(self, below: dict[Value, Any], above: dict[Value, Any]) -> None:
-        super().__init__(above)
-        self.below = below
-
-    def __missing__(self, key: Value) -> Any:
-        return self.below[key]
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        self.below.update(*args, **kwargs)
