@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from traceops.window.flat import Constant, Flat, Node, Value, apply, evaluate, needed, read
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, step_of
 
-__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'contains_step']
+__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
 
 #: Linear in their only operand.
 _UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dims neg reduce_sum '
@@ -80,15 +80,23 @@ class _Refused(Exception):
     """The loop has to do something that cannot wait."""
 
 
-def contains_step(node: Node) -> bool:
-    """Whether a loop or branch has a learner's step inside."""
-    def inside(param: Any) -> bool:
-        jaxpr = getattr(param, 'jaxpr', param)
-        if hasattr(jaxpr, 'eqns'):
-            return any(step_of(e) is not None or any(map(inside, e.params.values()))
-                       for e in jaxpr.eqns)
-        return isinstance(param, (tuple, list)) and any(map(inside, param))
-    return any(map(inside, node.params.values()))
+def owners_in(jaxpr: Any) -> dict[int, Any]:
+    """The learners that take a step anywhere in a jaxpr, by identity."""
+    found: dict[int, Any] = {}
+    for eqn in getattr(jaxpr, 'eqns', ()):
+        step = step_of(eqn)
+        if step is not None:
+            found[id(step.owner)] = step.owner
+        found.update(_owners_in_params(eqn.params))
+    return found
+
+
+def _owners_in_params(params: dict[str, Any]) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for param in params.values():
+        for one in param if isinstance(param, (tuple, list)) else (param,):
+            found.update(owners_in(getattr(one, 'jaxpr', one)))
+    return found
 
 
 class Analysis:
@@ -121,6 +129,10 @@ class Analysis:
         self._follow()
         owners = {id(s.owner): s.owner for s in map(step_of, self._steps) if s is not None}
         self.learners = [self._learner(owner) for owner in owners.values()]
+        for node in flat.nodes:                 # loops inside are looked at on their own
+            if node.name != 'scan':
+                self.learners += [Learner(owner, f'its step is inside a `{node.name}`')
+                                  for owner in _owners_in_params(node.params).values()]
 
     @property
     def deferred(self) -> list[Learner]:
