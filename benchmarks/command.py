@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from traceops.benchmarks import report
+from traceops.benchmarks import loops, report
 from traceops.benchmarks.cases import CASES, Case
 from traceops.benchmarks.measure import run
 
@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='sweep over N and T as well, and write PNG plots')
     parser.add_argument('--operations', action='store_true',
                         help='not nets, but every operation of traceops.ops: XLA and kernel')
+    parser.add_argument('--loops', action='store_true',
+                        help='measure hand-written training loops instead')
     parser.add_argument('--list', action='store_true', help='name the cases')
     return parser
 
@@ -37,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 when a gradient check failed."""
     args = _parser().parse_args(argv)
+    if args.loops:
+        return _loops(args)
     cases = [c for c in CASES if fnmatch.fnmatch(c.name, args.cases)]
     if args.list:
         print('\n'.join(c.name for c in cases))
@@ -65,6 +69,22 @@ def main(argv: list[str] | None = None) -> int:
     if args.markdown:
         args.markdown.write_text(report.markdown(rows))
     return 1 if any(r['error'] for r in rows) else 0
+
+
+def _loops(args: argparse.Namespace) -> int:
+    cases = [c for c in loops.CASES if fnmatch.fnmatch(c.name, args.cases)]
+    if not cases:
+        print(f'no loop matches {args.cases!r}; known: '
+              f'{", ".join(c.name for c in loops.CASES)}', file=sys.stderr)
+        return 2
+    if args.list:
+        print('\n'.join(c.name for c in cases))
+        return 0
+    rows = loops.main(cases, args.repeats)
+    if args.json:
+        args.json.write_text(json.dumps({'machine': report.machine(), 'loops': rows}, indent=2)
+                             + '\n')
+    return 1 if any(row['error'] for row in rows) else 0
 
 
 def _alone(case: Case, repeats: int) -> dict:

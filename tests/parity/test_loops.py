@@ -11,7 +11,7 @@ import pytest
 
 import traceops
 from tests.parity.harness import BATCH, RULES, assert_close
-from tests.parity.nets import N_OUT, NETS, Gated
+from tests.parity.nets import N_OUT, NETS, Gated, Net
 from traceops.host import loops
 
 T = 7
@@ -257,7 +257,6 @@ class PlainReadout(Gated):
 
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 def test_parameters_without_a_trace(float64, rule):
-    from tests.parity.nets import Net
     compare(tutorial, Net(PlainReadout), rule)
 
 
@@ -301,7 +300,7 @@ def clipped(task):
 
     def step(total, slices):
         grads, loss, out = task.grad(*slices)
-        return add(total, brainstate.functional.clip_grad_norm(grads, 1e-2)), loss
+        return add(total, brainstate.nn.clip_grad_norm(grads, 1e-2)), loss
     return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
 
 
@@ -382,9 +381,26 @@ def replaced(task):
     return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
 
 
+def inside_a_branch(task):
+    """Gradients of the later steps only."""
+    task.begin()
+
+    def step(total, slices):
+        x, y, t = slices
+
+        def learn(x, y):
+            grads, loss, _ = task.grad(x, y)
+            return add(total, grads), loss
+        return brainstate.transform.cond(
+            t > 2, learn, lambda x, y: (total, task.loss(x, y)[0]), x, y)
+    return brainstate.transform.scan(
+        step, task.zeros(), (task.x, task.y, jnp.arange(len(task.x))))
+
+
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 @pytest.mark.parametrize('loop', [clipped, logged, stacked, online, decaying, branching, watched,
-                                  trace_read, replaced], ids=lambda fn: fn.__name__)
+                                  trace_read, replaced, inside_a_branch],
+                         ids=lambda fn: fn.__name__)
 @pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
 def test_loops_that_stay(float64, loop, rule, vmap):
     """Bit for bit, and with a reason."""
@@ -408,6 +424,36 @@ def test_a_loop_that_is_differentiated_is_the_one_that_was_written(float64):
     want = run()
     with traceops.enabled():
         got = run()
+    assert_close(want, got, 1e-10, nonzero=True)
+
+
+def test_a_mapped_training_step(float64):
+    """``vmap`` of the whole loop over what scales its loss."""
+    def run():
+        task = Task('gru', 'd_rtrl', vmap=False).begin()
+        states = [s for s in brainstate.graph.states(task.algo).values()
+                  if not isinstance(s, brainstate.ParamState)]
+        start = [s.value for s in states]
+
+        def train(scale):
+            for state, value in zip(states, start, strict=True):
+                state.value = value
+
+            def step(total, slices):
+                grads, loss, out = task.grad(*slices)
+                return add(total, jax.tree.map(lambda g: scale * g, grads)), loss
+            out = brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+            for state, value in zip(states, start, strict=True):
+                state.value = value
+            return out
+        return brainstate.transform.jit(lambda: jax.vmap(train)(jnp.arange(1., 4.)))()
+    want = run()
+    seen = []
+    token = loops.watching.set(seen)
+    with traceops.enabled():
+        got = run()
+    loops.watching.reset(token)
+    assert seen[0].deferred
     assert_close(want, got, 1e-10, nonzero=True)
 
 

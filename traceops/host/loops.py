@@ -21,10 +21,9 @@ import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
 from traceops.host.steps import loops_are_watched, unwatched
-from traceops.window.deferral import Analysis, Learner
+from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
 from traceops.window.schedule import choose_window
-from traceops.window.step import step_of
 
 __all__ = ['Loop', 'known', 'scan', 'watching']
 
@@ -78,18 +77,21 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
         body = _Body(f, init, xs) if steps > 1 else None
     except Exception:  # a body that cannot be traced is the original's to complain about
         body = None
-    if body is None or not body.has_steps:
+    if body is None or not owners_in(body.closed.jaxpr):
         return as_written()
-    analysis = Analysis(flatten(body.closed), len(body.init))
-    learners = analysis.learners
+    learners: Sequence[Learner] = ()
+    window, out = None, None
     try:
+        analysis = Analysis(flatten(body.closed), len(body.init))
+        learners = analysis.learners
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
-        out = loop() if loop.learners else None
+        if loop.learners:
+            out, window = loop(), loop.window
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
         learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
                     for one in learners]
-        loop = out = None
-    _report(learners, steps, loop.window if loop is not None else None)
+    if learners:
+        _report(learners, steps, window)
     return as_written() if out is None else out
 
 
@@ -165,15 +167,6 @@ class _Body:
         return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(
             self.closed.in_avals[:n], self.closed.out_avals[:n], strict=True))
 
-    @property
-    def has_steps(self) -> bool:
-        """Whether a learner takes a step somewhere in it."""
-        def inside(jaxpr: Any) -> bool:
-            return any(step_of(e) is not None or any(
-                inside(p.jaxpr) for p in e.params.values() if hasattr(p, 'jaxpr'))
-                for e in getattr(jaxpr, 'eqns', ()))
-        return inside(self.closed.jaxpr)
-
 
 class _DeferredLoop:
     """The loop without the traces of the learners whose gradients wait; call it to run it."""
@@ -194,7 +187,7 @@ class _DeferredLoop:
         self.wanted = [*(analysis.leaving[i] for i in self.live),
                        *analysis.flat.outputs[analysis.carries:],
                        *(v for one in self.learners for v in one.reads)]
-        self.window = self._choose_window() if learners else None
+        self.window = self._choose_window() if learners else 0
 
     def __call__(self) -> Any:
         # differentiated from outside, the loop is the one that was written

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from traceops.window.flat import Constant, Flat, Node, Value, apply, evaluate, needed, read
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, step_of
 
-__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'contains_step']
+__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
 
 #: Linear in their only operand.
 _UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dims neg reduce_sum '
@@ -80,15 +80,23 @@ class _Refused(Exception):
     """The loop has to do something that cannot wait."""
 
 
-def contains_step(node: Node) -> bool:
-    """Whether a loop or branch has a learner's step inside."""
-    def inside(param: Any) -> bool:
-        jaxpr = getattr(param, 'jaxpr', param)
-        if hasattr(jaxpr, 'eqns'):
-            return any(step_of(e) is not None or any(map(inside, e.params.values()))
-                       for e in jaxpr.eqns)
-        return isinstance(param, (tuple, list)) and any(map(inside, param))
-    return any(map(inside, node.params.values()))
+def owners_in(jaxpr: Any) -> dict[int, Any]:
+    """The learners that take a step anywhere in a jaxpr, by identity."""
+    found: dict[int, Any] = {}
+    for eqn in getattr(jaxpr, 'eqns', ()):
+        step = step_of(eqn)
+        if step is not None:
+            found[id(step.owner)] = step.owner
+        found.update(_owners_in_params(eqn.params))
+    return found
+
+
+def _owners_in_params(params: dict[str, Any]) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+    for param in params.values():
+        for one in param if isinstance(param, (tuple, list)) else (param,):
+            found.update(owners_in(getattr(one, 'jaxpr', one)))
+    return found
 
 
 class Analysis:
@@ -121,6 +129,10 @@ class Analysis:
         self._follow()
         owners = {id(s.owner): s.owner for s in map(step_of, self._steps) if s is not None}
         self.learners = [self._learner(owner) for owner in owners.values()]
+        for node in flat.nodes:                 # loops inside are looked at on their own
+            if node.name != 'scan':
+                self.learners += [Learner(owner, f'its step is inside a `{node.name}`')
+                                  for owner in _owners_in_params(node.params).values()]
 
     @property
     def deferred(self) -> list[Learner]:
@@ -420,9 +432,9 @@ class _Kept:
             if not any(zero):
                 evaluate([node], env)
             elif node.name == 'concatenate':
-                inside = {v: jnp.zeros(v.aval.shape, v.aval.dtype)
-                          for v, z in zip(node.inputs, zero, strict=True) if z}
-                evaluate([node], _Layered(env, inside))
+                env[node.outputs[0]] = apply(node, [
+                    jnp.zeros(v.aval.shape, v.aval.dtype) if z else read(env, v)
+                    for v, z in zip(node.inputs, zero, strict=True)])[0]
             else:                                   # a sum of which one operand waits
                 other = read(env, node.inputs[zero.index(False)])
                 env[node.outputs[0]] = -other if node.name == 'sub' and zero[0] else other
@@ -437,8 +449,9 @@ class _Kept:
             for side, sign in sinks:
                 flows = self.analysis.flows.get(side, _NOWHERE)
                 for scale in dict.fromkeys(f.scale for f in flows):
-                    known = {f.source: sums[product][f.source] for f in flows if f.scale == scale
-                             if (product := Product(self.analysis.producer[f.source], scale)) in sums}
+                    products = {f.source: Product(self.analysis.producer[f.source], scale)
+                                for f in flows if f.scale == scale}
+                    known = {v: sums[p][v] for v, p in products.items() if p in sums}
                     if known:
                         value = sign * self._image(side, scale, known, constant)
                         total[carry] = total[carry] + value if carry in total else value
@@ -473,17 +486,3 @@ class _Kept:
                      if all(v in self.analysis.invariant for v in n.outputs)]
             evaluate(needed(fixed, [value]), constants)
         return read(constants, value)
-
-
-class _Layered(dict[Value, Any]):
-    """A dictionary in front of another; what is written goes to the other."""
-
-    def __init__(self, below: dict[Value, Any], above: dict[Value, Any]) -> None:
-        super().__init__(above)
-        self.below = below
-
-    def __missing__(self, key: Value) -> Any:
-        return self.below[key]
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        self.below.update(*args, **kwargs)

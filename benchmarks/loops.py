@@ -1,0 +1,176 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loops as people write them: one training step of the SNN tutorial's pattern.
+
+The learner is made inside the jitted step, its states are those of single samples under
+``vmap_new_states``, the loop adds up gradients, and the optimiser follows. Upstream and traceops
+run the same code; what differs is ``traceops.enabled()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import braintools
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import saiunit as u
+from rich.table import Table
+from tqdm import tqdm
+
+import traceops
+from traceops.benchmarks import report
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.measure import TOLERANCE, check, data
+from traceops.benchmarks.nets import make
+from traceops.text import render
+
+__all__ = ['CASES', 'LoopCase', 'main', 'run']
+
+COMPILE_BAR = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopCase:
+    """One row. ``clip``: gradients are clipped at every step, so none can wait."""
+
+    name: str
+    case: Case
+    clip: bool = False
+    epochs: int = 0
+
+    @property
+    def bar(self) -> float:
+        assert self.case.bar is not None
+        return self.case.bar
+
+
+def _case(rule: str, n: int, bar: float) -> Case:
+    return Case(f'{rule} LIF {n}', 'lif', rule, n, bar, vmap=True)
+
+
+CASES = (
+    LoopCase('D-RTRL LIF 128', _case('D_RTRL', 128, 8.), epochs=200),
+    LoopCase('ES-D-RTRL LIF 128', _case('ES_D_RTRL', 128, 1.3), epochs=200),
+    LoopCase('D-RTRL LIF 1024', _case('D_RTRL', 1024, 40.)),
+    LoopCase('D-RTRL LIF 128, clipped at every step', _case('D_RTRL', 128, 0.95), clip=True),
+    LoopCase('ES-D-RTRL LIF 128, clipped at every step', _case('ES_D_RTRL', 128, 0.95), clip=True),
+)
+
+
+def train_step(one: LoopCase) -> Callable[..., Any]:
+    """``(inputs, labels) -> (loss, summed gradients)``; the weights move."""
+    case = one.case
+    brainstate.random.seed(0)
+    model = make(case.net, case.n_in, case.n, case.n_out)
+    weights = model.states(brainstate.ParamState)
+    optimiser = braintools.optim.Adam(lr=1e-4)
+    optimiser.register_trainable_weights(weights)
+
+    @brainstate.transform.jit
+    def step(inputs: Any, labels: Any) -> Any:
+        learner = getattr(braintrace, case.rule)(model, **case.options)
+
+        @brainstate.transform.vmap_new_states(state_tag='new', axis_size=case.batch)
+        def init() -> None:
+            brainstate.nn.init_all_states(model)
+            learner.compile_graph(inputs[0, 0])
+
+        init()
+        lanes = brainstate.nn.Vmap(learner, vmap_states='new')
+
+        def loss_fn(x: Any) -> Any:
+            out = lanes(x)
+            loss = braintools.metric.softmax_cross_entropy_with_integer_labels(out, labels)
+            return loss.mean(), out
+
+        def body(total: Any, x: Any) -> Any:
+            grads, loss, _ = brainstate.transform.grad(
+                loss_fn, weights, has_aux=True, return_value=True)(x)
+            if one.clip:
+                grads = brainstate.nn.clip_grad_norm(grads, 1.)
+            return jax.tree.map(jnp.add, total, grads), loss
+
+        zeros = jax.tree.map(jnp.zeros_like, weights.to_dict_values())
+        grads, losses = brainstate.transform.scan(body, zeros, inputs)
+        optimiser.update(brainstate.nn.clip_grad_norm(grads, 1.))
+        return losses.mean(), grads
+
+    return step
+
+
+def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
+    """Gradients, then loss curves, then times."""
+    brainstate.environ.set(dt=1. * u.ms)
+    x, y = data(one.case)
+    ways: dict[str, Any] = {'upstream': contextlib.nullcontext, 'traceops': traceops.enabled}
+    steps, first, compiled = {}, {}, {}
+    for name, way in ways.items():
+        with way():
+            steps[name] = train_step(one)
+            start = time.perf_counter()
+            first[name] = jax.block_until_ready(steps[name](x, y))
+            compiled[name] = time.perf_counter() - start
+    out: dict[str, Any] = {'name': one.name, 'bar': one.bar, 'error': '', 'curves': None,
+                           'ratio': None, 'seconds': {}}
+    out['difference'] = check(first['upstream'][1], first['traceops'][1])
+    out['compile_ratio'] = compiled['traceops'] / compiled['upstream']
+    if not out['difference'] <= TOLERANCE:
+        out['error'] = f'gradients differ by {out["difference"]:.1e} (limit {TOLERANCE:.0e})'
+        return out
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    curves: dict[str, list[float]] = {name: [float(first[name][0])] for name in ways}
+    for _ in tqdm(range(max(repeats, one.epochs - 1)), desc=one.name, disable=not progress,
+                  leave=False):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            loss, _ = jax.block_until_ready(step(x, y))
+            times[name].append(time.perf_counter() - start)
+            curves[name].append(float(loss))
+    out['seconds'] = {name: float(np.median(t)) for name, t in times.items()}
+    out['ratio'] = out['seconds']['upstream'] / out['seconds']['traceops']
+    if one.epochs:
+        a, b = (np.array(curves[name]) for name in ways)
+        out['curves'] = {'epochs': len(a), 'first': a[0], 'last': a[-1],
+                         'difference': float(np.abs(a / b - 1).max())}
+    return out
+
+
+_HEAD = ('loop', 'upstream ms', 'traceops ms', 'upstream / traceops', 'gradients differ by',
+         'compile', 'loss curves')
+
+
+def _cells(f: dict[str, Any]) -> list[str]:
+    if f['error']:
+        return [f['name'], f'REFUSED: {f["error"]}', *[''] * (len(_HEAD) - 2)]
+    met = 'met' if f['ratio'] >= f['bar'] else 'MISSED'
+    late = '' if f['compile_ratio'] <= COMPILE_BAR else f' (MISSED {COMPILE_BAR:g})'
+    c = f['curves']
+    curves = '-' if c is None else (f'{c["epochs"]} epochs, {c["first"]:.3f} to {c["last"]:.3f}, '
+                                    f'differ by {c["difference"]:.1e}')
+    return [f['name'], *(f'{f["seconds"][who] * 1e3:.1f}' for who in ('upstream', 'traceops')),
+            f'{f["ratio"]:.2f}x ({met} {f["bar"]:g})', f'{f["difference"]:.1e}',
+            f'{f["compile_ratio"]:.2f}{late}', curves]
+
+
+def main(cases: list[LoopCase], repeats: int) -> list[dict[str, Any]]:
+    """Measure, print the table, return the figures."""
+    print(report.machine_text())
+    rows = []
+    for one in cases:
+        rows.append(run(one, repeats))
+        print(' | '.join(_cells(rows[-1])), flush=True)
+    table = Table()
+    for name in _HEAD:
+        table.add_column(name, overflow='fold')
+    for row in rows:
+        table.add_row(*_cells(row))
+    print(render(table, width=160))
+    return rows
