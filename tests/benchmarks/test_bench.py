@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from traceops import benchmarks
-from traceops.benchmarks import measure, report
+from traceops.benchmarks import loops, measure, report
 from traceops.benchmarks.cases import CASES, Case
 
 TINY = Case('tiny', 'lif', 'D_RTRL', 16, 1e9, 0., steps=5, batch=4)
@@ -73,3 +73,14 @@ def test_a_net_that_is_silent_is_refused(monkeypatch):
     monkeypatch.setattr(measure, '_spikes_per_neuron', lambda case, x: 0.)
     row = measure.run(dataclasses.replace(TINY, steps=2), 2, progress=False)
     assert 'does not spike' in row.error and not row.seconds
+
+
+def test_a_loop_from_end_to_end(monkeypatch, capsys):
+    case = loops.LoopCase('tiny', dataclasses.replace(TINY, vmap=True), epochs=3)
+    row = loops.run(case, 2, progress=False)
+    assert not row['error'] and row['difference'] <= 1e-5 and row['ratio'] > 0
+    assert row['curves']['epochs'] == 3 and row['curves']['first'] != row['curves']['last']
+    monkeypatch.setattr(loops, 'check', lambda want, got: 1e-3)
+    assert 'gradients differ' in loops.run(case, 2, progress=False)['error']
+    assert benchmarks.main(['--loops', '--list']) == 0
+    assert 'clipped at every step' in capsys.readouterr().out

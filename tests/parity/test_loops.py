@@ -126,8 +126,6 @@ def test_batch_mode(float64, net, rule):
 @pytest.mark.parametrize('rule', RULES)
 @pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
 def test_every_rule(float64, rule, vmap):
-    if rule == 'three-factor':
-        pytest.skip('the modulator of a rule is a call of its own')
     if rule == 'eprop' and vmap:
         pytest.skip('upstream writes the filter from within vmap, and cannot run')
     compare(tutorial, 'alif', rule, vmap=vmap)

@@ -23,6 +23,7 @@ from traceops.host.deferred import Deferred
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
+from traceops.window.kept import Kept
 from traceops.window.schedule import choose_window
 
 __all__ = ['Loop', 'known', 'scan', 'watching']
@@ -176,7 +177,7 @@ class _DeferredLoop:
         self.original, self.body, self.analysis = original, body, analysis
         self.steps, self.reverse, self.unroll = steps, reverse, unroll
         learners = analysis.deferred
-        self.kept = analysis.kept(learners)
+        self.kept = Kept(analysis, learners)
         self.learners = [Deferred(one) for one in learners]
         gone = {i for one in learners for i in (*one.trace, *one.filters)}
         fixed = {i for i, v in enumerate(analysis.entering) if v is analysis.leaving[i]}

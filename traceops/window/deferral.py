@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from traceops.window.flat import Constant, Flat, Node, Value, apply, evaluate, needed, read
+from traceops.window.flat import Constant, Flat, Node, Value
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, step_of
 
-__all__ = ['Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
+__all__ = ['NOWHERE', 'SUMS', 'Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
 
 #: Linear in their only operand.
 _UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dims neg reduce_sum '
                    'reshape rev slice squeeze stop_gradient transpose'.split())
-_SUMS = frozenset(('add', 'add_any', 'sub'))
+SUMS = frozenset(('add', 'add_any', 'sub'))
 #: What may be done to the gradients of single lanes before they are added up.
 _PER_LANE = frozenset('convert_element_type copy copy_p neg stop_gradient'.split())
 
@@ -44,7 +44,7 @@ class _Flow:
 
 
 _Flows = frozenset[_Flow]
-_NOWHERE: _Flows = frozenset()
+NOWHERE: _Flows = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Analysis:
         #: carry -> the values added to it that gradients have part in, with their sign
         self.sinks: dict[int, list[tuple[Value, int]]] = {}
         self._follow()
-        owners = {id(s.owner): s.owner for s in map(step_of, self._steps) if s is not None}
+        owners = {id(s.owner): s.owner for s in map(step_of, self.steps) if s is not None}
         self.learners = [self._learner(owner) for owner in owners.values()]
         for node in flat.nodes:                 # loops inside are looked at on their own
             if node.name != 'scan':
@@ -140,7 +140,7 @@ class Analysis:
         return [one for one in self.learners if not one.reason]
 
     @cached_property
-    def _steps(self) -> list[Node]:
+    def steps(self) -> list[Node]:
         return [n for n in self.flat.nodes if step_of(n) is not None]
 
     @cached_property
@@ -170,7 +170,7 @@ class Analysis:
             chain: dict[Node, tuple[Value, int]] = {}
             while v is not end:
                 users = self.uses.get(v, [])
-                if len(users) != 1 or v in self.results or users[0].name not in _SUMS:
+                if len(users) != 1 or v in self.results or users[0].name not in SUMS:
                     break
                 node = users[0]
                 a, b = node.inputs
@@ -198,12 +198,12 @@ class Analysis:
                     if node.primitive is GRADIENT else node.outputs
                 for v in grads:
                     self.flows[v] = frozenset([_Flow(v, (), bool(node.params['lanes']))])
-            incoming = [self.flows.get(v, _NOWHERE) for v in node.inputs]
+            incoming = [self.flows.get(v, NOWHERE) for v in node.inputs]
             if any(incoming):
                 self._through(node, incoming)
         for v in self.flat.outputs:
             carry = any(v is w for w in self.leaving)
-            self._block(self.flows.get(v, _NOWHERE),
+            self._block(self.flows.get(v, NOWHERE),
                         'a carry takes its place (nothing is added up)' if carry
                         else 'the loop returns it at every step')
 
@@ -214,7 +214,7 @@ class Analysis:
     def _through(self, node: Node, incoming: list[_Flows]) -> None:
         if node in self._links:
             carry, side, sign = self._links[node]
-            self._block((flow for flow in self.flows.get(side, _NOWHERE) if flow.per_lane),
+            self._block((flow for flow in self.flows.get(side, NOWHERE) if flow.per_lane),
                         'it is added up lane by lane')
             self.sinks.setdefault(carry, []).append((side, sign))
             return
@@ -230,7 +230,7 @@ class Analysis:
         name, everything = node.name, frozenset().union(*incoming)
         per_lane = any(flow.per_lane for flow in everything)
         refuse = _Refused(f'`{name}` reads it inside the loop')
-        if name in _SUMS or (name == 'concatenate' and not per_lane):
+        if name in SUMS or (name == 'concatenate' and not per_lane):
             return everything
         place = next(i for i, flows in enumerate(incoming) if flows)
         if sum(map(bool, incoming)) > 1:
@@ -284,7 +284,7 @@ class Analysis:
             return Learner(owner, str(why))
 
     def _checked(self, owner: Any) -> Learner:
-        steps = [n for n in self._steps if step_of(n).owner is owner]  # type: ignore[union-attr]
+        steps = [n for n in self.steps if step_of(n).owner is owner]  # type: ignore[union-attr]
         updates = [n for n in steps if n.primitive is UPDATE]
         grads = [n for n in steps if n.primitive is not UPDATE]
         if not any(v in self.uses or v in self.results for n in grads for v in n.outputs):
@@ -310,7 +310,7 @@ class Analysis:
         used = set()
         for sinks in self.sinks.values():
             for side, _ in sinks:
-                for flow in self.flows.get(side, _NOWHERE):
+                for flow in self.flows.get(side, NOWHERE):
                     if self.producer[flow.source] in grads:
                         used.add(flow.source)
                         products[Product(self.producer[flow.source], flow.scale)] = None
@@ -369,12 +369,6 @@ class Analysis:
             places.append(place)
         return tuple(places)
 
-    # -- the parts of the new loop -----------------------------------------------------------
-
-    def kept(self, learners: Sequence[Learner]) -> _Kept:
-        """What remains of the body when these learners' gradients wait."""
-        return _Kept(self, learners)
-
 
 def _label(node: Node, output: int) -> str:
     tree = node.params['step'].result
@@ -392,97 +386,3 @@ def _leads(node: Node) -> bool:
     """Whether the first axis of the operand is the first axis of the result."""
     kept = node.params.get('broadcast_dimensions', ())
     return bool(node.name == 'expand_dims' or (len(kept) and kept[0] == 0))
-
-
-class _Kept:
-    """The body without the waiting gradients, and what happens to their sums afterwards."""
-
-    def __init__(self, analysis: Analysis, learners: Sequence[Learner]) -> None:
-        self.analysis = analysis
-        self.removed = {n for one in learners for n in analysis._steps
-                        if step_of(n).owner is one.owner}  # type: ignore[union-attr]
-        sources = {v for n in self.removed for v in n.outputs}
-        self.waits = {v for v, flows in analysis.flows.items()
-                      if all(f.source in sources for f in flows) and self._only_gradients(v)}
-
-    def _only_gradients(self, value: Value) -> bool:
-        """Whether a value is nothing but gradients (no other addend)."""
-        node = self.analysis.producer[value]
-        if node in self.removed:
-            return True
-        own = [v for v in node.inputs if self.analysis.flows.get(v)]
-        if node.name in _SUMS or node.name == 'concatenate':
-            return all(v in self.analysis.flows and self._only_gradients(v) for v in node.inputs)
-        return all(map(self._only_gradients, own))
-
-    def untouched(self, carry: int) -> bool:
-        """Whether nothing is left that the loop adds to a carry."""
-        chain = self.analysis.chains.get(carry)
-        return chain is not None and all(side in self.waits for side, _ in chain.values())
-
-    def _inputs(self, node: Node) -> list[Value]:
-        return [v for v in node.inputs if v not in self.waits]
-
-    def run(self, env: dict[Value, Any], outputs: Sequence[Value]) -> None:
-        """Compute what ``outputs`` need; waiting gradients count as zero."""
-        nodes = [n for n in self.analysis.flat.nodes if n not in self.removed
-                 and not all(v in self.waits for v in n.outputs)]
-        for node in needed(nodes, outputs, self._inputs):
-            zero = [v in self.waits for v in node.inputs]
-            if not any(zero):
-                evaluate([node], env)
-            elif node.name == 'concatenate':
-                env[node.outputs[0]] = apply(node, [
-                    jnp.zeros(v.aval.shape, v.aval.dtype) if z else read(env, v)
-                    for v, z in zip(node.inputs, zero, strict=True)])[0]
-            else:                                   # a sum of which one operand waits
-                other = read(env, node.inputs[zero.index(False)])
-                env[node.outputs[0]] = -other if node.name == 'sub' and zero[0] else other
-
-    def after(self, constant: Callable[[Value], Any], sums: Any) -> dict[int, Any]:
-        """What is added to each carry once the sums are known.
-
-        ``sums[product][v]`` is the sum over steps (and lanes) of a gradient node's result.
-        """
-        total: dict[int, Any] = {}
-        for carry, sinks in self.analysis.sinks.items():
-            for side, sign in sinks:
-                flows = self.analysis.flows.get(side, _NOWHERE)
-                for scale in dict.fromkeys(f.scale for f in flows):
-                    products = {f.source: Product(self.analysis.producer[f.source], scale)
-                                for f in flows if f.scale == scale}
-                    known = {v: sums[p][v] for v, p in products.items() if p in sums}
-                    if known:
-                        value = sign * self._image(side, scale, known, constant)
-                        total[carry] = total[carry] + value if carry in total else value
-        return total
-
-    def _image(self, v: Value, scale: Scale, known: dict[Value, Any],
-               constant: Callable[[Value], Any]) -> Any:
-        """What the sums make of ``v``, of what arrives there with this scale."""
-        node = self.analysis.producer[v]
-        if v in known and not scale:
-            return known[v][None] if node.params['lanes'] else known[v]
-        if node in self.analysis.factors:           # the learning signal has this factor
-            scale = scale[:-1]
-        operands = [self._image(w, scale, known, constant) if any(
-            f.scale == scale and f.source in known
-            for f in self.analysis.flows.get(w, _NOWHERE)) else None for w in node.inputs]
-        present = [a for a in operands if a is not None]
-        if node in self.analysis.factors:
-            return present[0]
-        if node.name in _SUMS and len(present) == 1:
-            return -present[0] if node.name == 'sub' and operands[0] is None else present[0]
-        if node.name == 'concatenate':
-            operands = [jnp.zeros(w.aval.shape, w.aval.dtype) if a is None else a
-                        for w, a in zip(node.inputs, operands, strict=True)]
-        return apply(node, [constant(w) if a is None else a
-                            for w, a in zip(node.inputs, operands, strict=True)])[0]
-
-    def constant(self, value: Value, constants: dict[Value, Any]) -> Any:
-        """A value that is the same at every step."""
-        if not isinstance(value, Constant) and value not in constants:
-            fixed = [n for n in self.analysis.flat.nodes
-                     if all(v in self.analysis.invariant for v in n.outputs)]
-            evaluate(needed(fixed, [value]), constants)
-        return read(constants, value)
