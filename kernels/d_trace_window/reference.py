@@ -62,7 +62,9 @@ def by_sample(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any
         return total + more, new[0]
 
     samples = (trace, jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor, 1, 0), transition, signal)
-    total, new = jax.lax.scan(one, jnp.zeros(trace.shape[1:3], factor.dtype), samples)
+    # an empty sum: zeros that are placed on devices as the operands are
+    start = (signal[:0, None, :, 0] * trace[:0, ..., 0].astype(factor.dtype)).sum(0)
+    total, new = jax.lax.scan(one, start, samples)
     return new, total
 
 
