@@ -12,7 +12,13 @@ import pytest
 
 import traceops
 from tests.parity.test_loops import Task, add, logged, tutorial
-from traceops.host import loops
+from traceops.host import loops, plan
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    """Small ES-D-RTRL nets are deferred as well (on their own, upstream's way is as fast)."""
+    monkeypatch.setattr(plan, 'IN_CACHE', 0)
 
 
 def test_undo_leaves_the_loop_as_it_was():
@@ -120,3 +126,20 @@ def test_a_step_by_hand_is_upstreams(float64):
     with traceops.enabled():
         got = run()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), want, got)
+
+
+def test_a_small_factorised_learner_keeps_its_loop(monkeypatch):
+    """Its weights stay in cache, where upstream's step is as fast; the reason is said."""
+    monkeypatch.setattr(plan, 'IN_CACHE', 2 ** 19)
+
+    def train_step(inputs, targets):
+        task = Task('vanilla', 'es').begin()
+
+        def step(total, slices):
+            grads, loss, _ = task.grad(*slices)
+            return add(total, grads), loss
+        return brainstate.transform.scan(step, task.zeros(), (inputs, targets))
+
+    task = Task('vanilla', 'es')
+    [loop] = traceops.explain(train_step, task.x, task.y).loops
+    assert not loop.deferred and 'in cache' in loop.kept[0][1]

@@ -16,12 +16,13 @@ import saiunit as u
 
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
+from traceops.host.plan import why_in_cache
 from traceops.host.recorder import split_states
 from traceops.host.rules import make_rule
 from traceops.window.program import StepProgram, trace_step
 from traceops.window.schedule import choose_window, run_windows, run_windows_back
 
-__all__ = ['evolve', 'gradient', 'why_per_step']
+__all__ = ['evolve', 'gradient']
 
 
 def gradient(
@@ -247,37 +248,13 @@ def _rule(learner: Any, driver: Any) -> Any:
     return make_rule(learner, driver is not learner, two_phase)
 
 
-def why_per_step(learner: Any, driver: Any) -> str | None:
-    """Why a long sequence would be taken step by step, if it would."""
-    rule = _rule(learner, driver)
-    return _in_cache(learner, rule) if rule.factorised else None
-
-
-#: Bytes of weights up to which upstream's ES-D-RTRL is as fast on a CPU: the dense gradient that
-#: it adds up at every step stays in cache (``traceops bench --cases 'ES*'``).
-_IN_CACHE = 2 ** 19
-
-
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     """Why upstream's step is the faster way, if it is."""
     if rule.factorised:
-        return _in_cache(learner, rule)
+        return why_in_cache(learner)
     if length == 1 and learner._carries_trace and rule.initial():
         return "a sequence of one step: upstream's fused update passes over the trace once"
     return None
-
-
-def _in_cache(learner: Any, rule: Any) -> str | None:
-    settings = learner.traceops_settings
-    if rule.lanes or rule.at_once or settings.window is not None or any(
-            g.num_state > 1 for g in learner.graph.hidden_groups):
-        return None
-    weights = sum(leaf.nbytes for path in rule.paths
-                  for leaf in jax.tree.leaves(learner.param_states[path].value))
-    if jax.default_backend() != 'cpu' or weights > _IN_CACHE:
-        return None
-    return (f'{weights / 2 ** 10:.0f} KiB of weights stay in cache, where upstream adds up their '
-            f'gradient step by step as fast; traceops.configure(window=...) asks for the window')
 
 
 def _count_reason(count: int | None) -> str:

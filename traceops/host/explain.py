@@ -15,8 +15,8 @@ from rich.table import Table
 
 from traceops import ops
 from traceops.host import loops, patch, upstream
-from traceops.host.drive import why_per_step
 from traceops.host.learners import FastLearner, FastVmap, is_fast
+from traceops.host.plan import why_in_cache
 from traceops.host.relations import RelationView
 from traceops.text import render
 
@@ -201,7 +201,7 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
         return 'upstream', inner.traceops_plan.reason
     last = getattr(inner, '_last_call', None)
     if last is None:
-        reason = why_per_step(inner, learner)
+        reason = why_in_cache(inner)
         last = ('per-step', reason) if reason else None
     return last if last is not None and last[0] == 'per-step' else ('window', '')
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
+from traceops.host.plan import why_in_cache
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
@@ -84,7 +85,9 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
     window, out = None, None
     try:
         analysis = Analysis(flatten(body.closed), len(body.init))
-        learners = analysis.learners
+        analysis.learners = learners = [
+            dataclasses.replace(one, reason=one.reason or why_in_cache(one.owner) or '')
+            for one in analysis.learners]
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
         if loop.learners:
             out, window = loop(), loop.window

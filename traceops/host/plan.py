@@ -7,10 +7,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 from traceops.host import upstream
 from traceops.host.relations import RelationView
 
-__all__ = ['Plan', 'make_plan']
+__all__ = ['IN_CACHE', 'Plan', 'make_plan', 'why_in_cache']
+
+#: Bytes of weights up to which that holds, measured with one layer of LIF or GRU.
+IN_CACHE = 2 ** 19
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
 _REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
@@ -34,6 +39,27 @@ def make_plan(learner: Any) -> Plan:
     """Decide for a compiled learner. Never fails: what the window cannot serve is upstream's."""
     reason = _rule_reason(learner) or _override_reason(learner) or _graph_reason(learner)
     return Plan('upstream', reason) if reason else Plan('window')
+
+
+def why_in_cache(learner: Any) -> str | None:
+    """Why upstream's ES-D-RTRL is as fast step by step, if it is.
+
+    On a CPU the dense gradient that it adds up at every step costs little while it stays in
+    cache; more than one state a position costs upstream more than that.
+    """
+    settings = learner.traceops_settings
+    if (not isinstance(learner, upstream.IODimVjpAlgorithm) or settings.window is not None
+            or settings.two_phase or jax.default_backend() != 'cpu'
+            or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
+        return None
+    paths = {path for relation in learner.graph.hidden_param_op_relations
+             for path in relation.trainable_paths.values()}
+    weights = sum(leaf.nbytes for path in paths
+                  for leaf in jax.tree.leaves(learner.param_states[path].value))
+    if weights > IN_CACHE:
+        return None
+    return (f'{weights / 2 ** 10:.0f} KiB of weights stay in cache, where upstream adds up their '
+            f'gradient step by step as fast; traceops.configure(window=...) asks for the window')
 
 
 def _rule_reason(learner: Any) -> str | None:
