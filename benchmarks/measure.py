@@ -31,7 +31,10 @@ TOLERANCE = 1e-5
 
 @dataclasses.dataclass
 class Row:
-    """What was measured of a case; ``error`` refuses the speed."""
+    """What was measured of a case; ``error`` refuses the speed.
+
+    ``memory``: bytes of the arguments (states, trace) and temporaries of a call's program.
+    """
 
     case: Case
     difference: float | None = None
@@ -181,18 +184,35 @@ def check(want: Any, got: Any) -> float:
     return float(np.max(apart))             # not max(): it would pass over NaN
 
 
+def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function of states as ``(states, *args) -> (result, states written)``, and the states."""
+    stateful = brainstate.transform.StatefulFunction(fn, name='program')
+    stateful.make_jaxpr(*args)
+    trace = stateful.get_state_trace(*args)
+    closed, tree = stateful.get_jaxpr(*args), stateful.get_out_treedef(*args)
+
+    def function(states: Any, *args: Any) -> Any:
+        flat = jax.tree.leaves((args, states))          # the order in which it was traced
+        result, new = tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *flat))
+        return result, [value for value, was in zip(new, trace.been_writen, strict=True) if was]
+    return function, tuple(state.value for state in trace.states)
+
+
 def run(case: Case, repeats: int, progress: bool = True) -> Row:
     """Check the gradients, then time everybody interleaved."""
     row = Row(case)
     brainstate.environ.set(dt=1. * u.ms)
     fns = contestants(case)
     x, y = data(case)
-    jitted, results = {}, {}
-    for name, fn in fns.items():
-        jitted[name] = brainstate.transform.jit(fn)
+    for name in ('forward', *fns):      # once more for nobody: what a process pays once
         start = time.perf_counter()
-        results[name] = jax.block_until_ready(jitted[name](x, y))
+        function, states = pure(fns[name], x, y)
+        program = jax.jit(function).lower(states, x, y).compile()
         row.compile_seconds[name] = time.perf_counter() - start
+        used = program.memory_analysis()
+        row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes
+    jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
+    results = {name: jax.block_until_ready(fn(x, y)) for name, fn in jitted.items()}
     if case.spiking:
         row.spikes = _spikes_per_neuron(case, x)
         if row.spikes < 0.05:

@@ -21,11 +21,11 @@ import saiunit as u
 
 import traceops
 from traceops.benchmarks import hlo
-from traceops.benchmarks.measure import Training, online, simulation
+from traceops.benchmarks.measure import Training, online, pure, simulation
 from traceops.errors import TraceopsError
 
 __all__ = ['MissingCompilerError', 'Program', 'compile_stateful', 'need_compiler', 'programs',
-           'pure', 'read']
+           'read']
 
 
 class MissingCompilerError(TraceopsError, RuntimeError):
@@ -52,20 +52,6 @@ def need_compiler() -> None:
         raise MissingCompilerError(
             f"XLA's compiler for NVIDIA GPUs {why}. In a checkout, `make gpu-programs` sets up "
             'an environment that has it, without a GPU, and runs this there.')
-
-
-def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function of states as ``(states, *args) -> (result, states written)``, and the states."""
-    stateful = brainstate.transform.StatefulFunction(fn, name='program')
-    stateful.make_jaxpr(*args)
-    trace = stateful.get_state_trace(*args)
-    closed, tree = stateful.get_jaxpr(*args), stateful.get_out_treedef(*args)
-
-    def function(states: Any, *args: Any) -> Any:
-        flat = jax.tree.leaves((args, states))          # the order in which it was traced
-        result, new = tree.unflatten(jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *flat))
-        return result, [value for value, was in zip(new, trace.been_writen, strict=True) if was]
-    return function, tuple(state.value for state in trace.states)
 
 
 def compile_stateful(gpu: str, fn: Callable[..., Any], *args: Any) -> Any:

@@ -51,7 +51,8 @@ def figures(row: Row) -> dict[str, Any]:
     return {
         'name': case.name, 'error': row.error, 'difference': row.difference,
         'spikes_per_neuron': row.spikes, 'seconds': times,
-        'compile_seconds': row.compile_seconds, 'peak_rss': row.peak_rss,
+        'compile_seconds': row.compile_seconds, 'memory': row.memory,
+        'peak_rss': row.peak_rss,
         'trace_bytes': case.trace_bytes if case.rule == 'D_RTRL' else None,
         'upstream_fits': case.upstream_fits, 'bar': case.bar, 'bar_free': case.bar_free,
         'ratio': row.ratio('upstream', 'traceops'), 'ratio_free': row.ratio('upstream', 'free'),
