@@ -32,6 +32,7 @@ import braintrace
 import jax
 import jax.numpy as jnp
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from against_upstream import interleaved, report
 from tqdm import tqdm
@@ -143,7 +144,8 @@ def parse(argv=None):
     parser.add_argument('--batches', type=int, default=50, help='of new sequences, per epoch')
     parser.add_argument('--batch', type=int, default=32, help='sequences per batch')
     parser.add_argument('--rate', type=float, default=5e-3, help='of Adam, falling to zero')
-    parser.add_argument('--window', type=int, default=51, help='steps whose factors are kept')
+    parser.add_argument('--window', type=int, default=51,
+                        help='steps of which factors are kept (306 = 6 * 51)')
     parser.add_argument('--carry-trace', action='store_true', help='keep the trace between calls')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('out'))
@@ -152,7 +154,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    brainstate.environ.set(dt=1.)
+    steps = 2 * args.length + args.delay
     rng = np.random.default_rng(args.seed)
     batch = sequences(rng, args)
 
@@ -160,12 +162,12 @@ def main(argv=None):
     # it is upstream's. All that a user adds is that line; the settings are optional.
     _, upstream, _ = make_trainer(args)
     theirs = upstream(*batch)[-1]
-    traceops.install(window=args.window, carry_trace=args.carry_trace)
+    traceops.install(window=min(args.window, steps), carry_trace=args.carry_trace)
     learner, train_step, simulate = make_trainer(args)
     ours = train_step(*batch)[-1]
     times = interleaved({'upstream': upstream, 'traceops': train_step}, batch, rounds=3)
     report(theirs, ours, times, 1, 'batch')
-    for delay in (args.delay, 4 * args.delay):
+    for delay in (args.delay, args.delay + 3 * steps):          # one sequence, and four times that
         program = train_step.compile(*sequences(rng, args, delay)).memory_analysis()
         print(f'memory:     {program.temp_size_in_bytes / 2 ** 20:.1f} MiB beside weights and '
               f'inputs for a delay of {delay} steps')
@@ -225,7 +227,7 @@ def draw(path, args, history, times, found, shown):
         learning(left[0], history['accuracy'], guessing(args))
         lasting(left[1], found, args)
         cost(left[2], times)
-        sequence(grid[0, 1], fig, args, shown)
+        sequence(grid[0, 1], args, shown)
         fig.savefig(path, dpi=150)
         plt.close(fig)
 
@@ -262,26 +264,29 @@ def cost(ax, times):
            title=f'One batch, {values[0] / values[1]:.0f} times faster')
 
 
-def sequence(place, fig, args, shown):
+def sequence(place, args, shown):
     """The beginning and the end are drawn wide, the long wait between them as it is."""
     steps, edge = len(shown['input']), args.length + 4
-    cuts = [at - 0.5 for at in (0, edge, steps - edge, steps)]
-    parts = list(itertools.pairwise(cuts))
+    parts = list(itertools.pairwise(at - 0.5 for at in (0, edge, steps - edge, steps)))
     axes = place.subgridspec(3, 3, height_ratios=(0.6, 2.2, 0.6), wspace=0.03,
                              width_ratios=(1, 2, 1)).subplots(sharey='row', sharex='col')
-    rows = ((shown['input'], 'Greys', 0, 1, 'symbols and signal', 'What it is shown'),
-            (shown['hidden'], 'RdBu', -1, 1, 'unit, the fastest first',
-             'Its hidden state: slow units hold what fast ones let go'),
-            (shown['belief'], 'Blues', 0, 1, 'symbol', 'What it says'))
-    for across, (image, colours, low, high, name, title) in zip(axes, rows, strict=True):
+    rows = (('input', 'Greys', 0, 'input line', 'It is shown symbols, nothing, and the signal'),
+            ('hidden', 'RdBu', -1, 'unit, at the start fast to slow',
+             'What it keeps in its hidden state'),
+            ('belief', 'Blues', 0, 'symbol', 'It says (circles: right answers)'))
+    for across, (name, colours, low, label, title) in zip(axes, rows, strict=True):
         for ax, part in zip(across, parts, strict=True):
-            ax.imshow(image.T, aspect='auto', cmap=colours, vmin=low, vmax=high,
+            ax.imshow(shown[name].T, aspect='auto', cmap=colours, vmin=low, vmax=1,
                       interpolation='nearest')
             ax.set_xlim(part)
             ax.tick_params(left=ax is across[0])
             ax.spines['left'].set_visible(ax is across[0])
-        across[0].set(ylabel=name)
-        across[0].set_title(title)
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
+        across[0].set_ylabel(label)
+        across[0].set_title(title).set_in_layout(False)          # it is wider than its part
+    axes[-1][-1].plot(range(steps - args.length, steps), shown['input'][:args.length].argmax(-1),
+                      'o', mfc='none', mec=RED, ms=9)
     for ax, name in zip(axes[-1], ('shown', 'nothing', 'asked'), strict=True):
         ax.set_xlabel(f'step ({name})')
 
