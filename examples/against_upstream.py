@@ -39,4 +39,4 @@ def report(theirs, ours, times, steps, unit):
     a, b = (steps * times[name] for name in ('upstream', 'traceops'))
     print(f'gradients:  largest relative difference of a leaf from upstream {worst:.1e}')
     print(f'one {unit}:{" " * (7 - len(unit))}upstream {a:.2f} s, traceops {b:.2f} s: '
-          f'{a / b:.1f} times faster')
+          f'{a / b:.3g} times as fast')

@@ -264,7 +264,7 @@ def cost(ax, times):
         ax.annotate(f'{v:.0f} ms', (v, i), xytext=(4, 0), textcoords='offset points', va='center')
     ax.invert_yaxis()
     ax.set(xlim=(0, max(values) * 1.25), xlabel='ms',
-           title=f'One training step, {values[0] / values[1]:.1f} times faster')
+           title=f'One training step, {values[0] / values[1]:.3g} times as fast')
 
 
 def trial(axes, shown):
