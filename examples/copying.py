@@ -140,7 +140,7 @@ def parse(argv=None):
     parser.add_argument('--length', type=int, default=3, help='symbols to repeat')
     parser.add_argument('--symbols', type=int, default=4, help='how many there are')
     parser.add_argument('--hidden', type=int, default=128)
-    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--epochs', type=int, default=16)
     parser.add_argument('--batches', type=int, default=50, help='of new sequences, per epoch')
     parser.add_argument('--batch', type=int, default=32, help='sequences per batch')
     parser.add_argument('--rate', type=float, default=5e-3, help='of Adam, falling to zero')
