@@ -3,7 +3,7 @@
 #
 # Each target makes the virtual environment it needs. Variables:
 #   PYTHON=python3.12   another interpreter (each version has an environment of its own)
-#   ARGS='...'          options passed on to the demo, the benchmark or pytest
+#   ARGS='...'          options passed on to the demo, the examples, the benchmark or pytest
 #   WORKERS=2           processes that share the tests
 
 PYTHON ?=
@@ -20,11 +20,12 @@ BIN = $(VENV)/bin
 GPUFREE = .venv-gpufree
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
 
-.PHONY: help demo test test-all test-gpufree test-gpufree-quick gpu-programs gpufree-venv lint \
-	bench build clean venv
+.PHONY: help demo examples test test-all test-gpufree test-gpufree-quick gpu-programs \
+	gpufree-venv lint bench build clean venv
 
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
+	@echo 'make examples  two worked examples of training loops, with figures'
 	@echo 'make test      the test suite'
 	@echo 'make test-all  the same with every net x rule x mode (up to an hour on two cores)'
 	@echo 'make test-gpufree  GPU kernels and programs, proved on a machine without a GPU'
@@ -37,6 +38,10 @@ help:
 
 demo: venv
 	$(BIN)/traceops demo $(ARGS)
+
+examples: venv
+	$(BIN)/python examples/evidence.py $(ARGS)
+	$(BIN)/python examples/copying.py $(ARGS)
 
 test: venv
 	$(PYTEST) $(ARGS)

@@ -115,7 +115,8 @@ def test_the_sdist_holds_what_a_fresh_clone_does(built):
     with tarfile.open(built[1]) as archive:
         names = {n.split('/', 1)[1] for n in archive.getnames() if '/' in n}
     assert {'setup.py', 'pyproject.toml', 'Makefile', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md',
-            'tools/find-python', 'tools/make-venv', '.ci/run', 'tests/conftest.py'} <= names
+            'tools/find-python', 'tools/make-venv', '.ci/run', 'tests/conftest.py',
+            'examples/README.md', 'examples/evidence.py'} <= names
     assert {path.relative_to(ROOT).as_posix() for folder in FOLDERS
             for path in (ROOT / folder).rglob('*.py')} <= names
 
@@ -183,7 +184,8 @@ def test_make_says_which_python_is_missing():
 def test_every_source_file_names_its_licence():
     scripts = [ROOT / name for name in ('Makefile', '.ci/run', 'tools/find-python',
                                         'tools/make-venv', 'setup.py')]
-    modules = [path for folder in (*FOLDERS, 'tests') for path in (ROOT / folder).rglob('*.py')]
+    modules = [path for folder in (*FOLDERS, 'examples', 'tests')
+               for path in (ROOT / folder).rglob('*.py')]
     for path in [*scripts, *modules]:
         text = path.read_text()
         assert not text or 'SPDX-License-Identifier: Apache-2.0' in text[:200], path

@@ -101,7 +101,8 @@ class LoopsExplanation:
             return ('No loop around a fast learner was seen. A learner is fast when it is made '
                     'after traceops.install(), or inside a function that is decorated with '
                     '@traceops.accelerate. Loops are seen when they are traced: a function that '
-                    'was jitted and called before is not traced again.')
+                    'was jitted and called before is not traced again. learner.etrace_grad has '
+                    'a loop of its own: traceops.explain(learner) tells about it.')
         table = Table(title='traceops: loops over time', title_justify='left')
         for name in ('loop', 'steps', 'learner', 'gradients are formed', 'because'):
             table.add_column(name, overflow='fold')
