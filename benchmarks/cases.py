@@ -26,6 +26,7 @@ class Case:
     n_in: int = 50
     n_out: int = 10
     upstream_fits: bool = True
+    drive: float = 20.              # of a spiking net: what an input spike is worth
 
     @property
     def spiking(self) -> bool:
@@ -53,7 +54,8 @@ CASES = (
     Case('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, 1.3, vmap=True),
     Case('ES-D-RTRL GRU 128', 'gru', 'ES_D_RTRL', 128, 1.0),
     Case('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, 1.9, steps=200, batch=8),
-    Case('D-RTRL LIF 8192', 'lif', 'D_RTRL', 8192, None, None, steps=20, upstream_fits=False),
+    Case('D-RTRL LIF 8192', 'lif', 'D_RTRL', 8192, None, None, steps=20, upstream_fits=False,
+         drive=200.),
 )
 
 

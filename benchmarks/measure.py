@@ -59,7 +59,7 @@ def data(case: Case) -> tuple[Any, Any]:
     rng = np.random.RandomState(0)
     x = rng.binomial(1, 0.2, (case.steps, case.batch, case.n_in)).astype(np.float32)
     y = rng.randint(0, case.n_out, case.batch)
-    return jnp.asarray(x * (20. if case.spiking else 1.)), jnp.asarray(y)
+    return jnp.asarray(x * (case.drive if case.spiking else 1.)), jnp.asarray(y)
 
 
 def _loss(out: Any, y: Any) -> Any:

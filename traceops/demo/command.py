@@ -132,7 +132,7 @@ def _compare(args: argparse.Namespace, ours: Run) -> tuple[dict[str, float], lis
     losses, seconds = upstream.epoch(0, 'one epoch, upstream')
     our_losses, our_seconds = ours.epoch(0, 'one epoch, traceops')
     difference = _largest_difference(upstream.gradients, ours.gradients)
-    if difference > 1e-5:
+    if not difference <= 1e-5:
         raise SystemExit(f'the gradients differ by {difference:.1e}: no speed is worth that')
     a, b = _steady(seconds), _steady(our_seconds)
     print(f'gradients:  largest relative difference of a leaf {difference:.1e} (first batch); '

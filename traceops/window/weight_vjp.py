@@ -10,9 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from traceops.ops import trace_gradient
+from traceops.ops.choice import by_platform
 from traceops.window.jaxprs import backward_slice, depends_on, inlined, part
 
 __all__ = ['input_dependent', 'weight_vjp']
@@ -71,8 +71,7 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
             return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
 
         by_rows = _maps_rows(op, weights, x, x_rank, y_shape)
-        return lax.platform_dependent(x, cotangent, cuda=in_place,
-                                      default=rows if by_rows else one_by_one)
+        return by_platform(x, cotangent, cuda=in_place, default=rows if by_rows else one_by_one)
 
 
 #: What jax calls the nearest to a precision of the product, for the ops that are none.
