@@ -133,13 +133,13 @@ def test_a_small_factorised_learner_keeps_its_loop(monkeypatch):
     monkeypatch.setattr(plan, 'IN_CACHE', 2 ** 19)
 
     def train_step(inputs, targets):
-        task = Task('vanilla', 'es').begin()
+        task = Task('vanilla', 'es', vmap=False).begin()
 
         def step(total, slices):
             grads, loss, _ = task.grad(*slices)
             return add(total, grads), loss
         return brainstate.transform.scan(step, task.zeros(), (inputs, targets))
 
-    task = Task('vanilla', 'es')
+    task = Task('vanilla', 'es', vmap=False)
     [loop] = traceops.explain(train_step, task.x, task.y).loops
     assert not loop.deferred and 'in cache' in loop.kept[0][1]

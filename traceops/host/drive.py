@@ -251,7 +251,7 @@ def _rule(learner: Any, driver: Any) -> Any:
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     """Why upstream's step is the faster way, if it is."""
     if rule.factorised:
-        return why_in_cache(learner)
+        return why_in_cache(learner, rule.lanes)
     if length == 1 and learner._carries_trace and rule.initial():
         return "a sequence of one step: upstream's fused update passes over the trace once"
     return None

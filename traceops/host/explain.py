@@ -202,7 +202,7 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
         return 'upstream', inner.traceops_plan.reason
     last = getattr(inner, '_last_call', None)
     if last is None:
-        reason = why_in_cache(inner)
+        reason = why_in_cache(inner, isinstance(learner, upstream.ETraceVmap))
         last = ('per-step', reason) if reason else None
     return last if last is not None and last[0] == 'per-step' else ('window', '')
 

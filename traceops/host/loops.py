@@ -86,7 +86,8 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
     try:
         analysis = Analysis(flatten(body.closed), len(body.init))
         analysis.learners = learners = [
-            dataclasses.replace(one, reason=one.reason or why_in_cache(one.owner) or '')
+            dataclasses.replace(
+                one, reason=one.reason or why_in_cache(one.owner, one.lanes) or '')
             for one in analysis.learners]
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
         if loop.learners:

@@ -41,14 +41,14 @@ def make_plan(learner: Any) -> Plan:
     return Plan('upstream', reason) if reason else Plan('window')
 
 
-def why_in_cache(learner: Any) -> str | None:
+def why_in_cache(learner: Any, lanes: bool) -> str | None:
     """Why upstream's ES-D-RTRL is as fast step by step, if it is.
 
     On a CPU the dense gradient that it adds up at every step costs little while it stays in
-    cache; more than one state a position costs upstream more than that.
+    cache; lanes (on jax 0.10, 3.5 times), or more than one state a position, cost it more.
     """
     settings = learner.traceops_settings
-    if (not isinstance(learner, upstream.IODimVjpAlgorithm) or settings.window is not None
+    if (lanes or not isinstance(learner, upstream.IODimVjpAlgorithm) or settings.window is not None
             or settings.two_phase or jax.default_backend() != 'cpu'
             or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
         return None
