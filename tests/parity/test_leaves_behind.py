@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call leaves for the next one, good or refused, in each way to drive a learner."""
 
+import re
 import traceback
 import warnings
 
@@ -179,13 +180,14 @@ def test_uncompiled_learners_are_told_to_compile():
             learner.etrace_evolve(jnp.ones((3, 2, 3)))
 
 
-@pytest.mark.parametrize('precision', ['highest', 'default'])
+@pytest.mark.parametrize('precision', ['highest', 'bf16x3', 'tf32'])
 def test_the_precision_reaches_the_weight_gradient(precision):
     """The product whose inner dimension is steps x samples, from the traced call."""
     with traceops.configured(precision=precision, carry_trace=False):
         run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
     text = str(brainstate.transform.make_jaxpr(run.grad)()[0])
-    assert ('Precision.HIGHEST' in text) == (precision == 'highest')
+    asked = re.findall(r'etp_trace_gradient\[(.*?)\]', text, re.S)
+    assert asked and all(f'precision={precision}' in one for one in asked)
 
 
 def test_a_call_adds_no_warning_to_upstreams(monkeypatch):

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loops written by hand: the same numbers as upstream, whatever waits until after the loop."""
 
+import itertools
+
 import brainstate
 import braintrace
 import jax
@@ -114,23 +116,35 @@ def compare(loop, net, rule, tolerance=1e-10, waits=True, begin=False, **options
     return seen
 
 
+def some(names, every, quick):
+    """Cases of a product (the last axis turning fastest); those not in ``quick`` are slow."""
+    def text(part):
+        return getattr(part, '__name__', str(part))
+    return pytest.mark.parametrize(names, [
+        pytest.param(*case, id='-'.join(map(text, case)),
+                     marks=[] if case in quick else pytest.mark.slow)
+        for case in itertools.product(*every)])
+
+
 VMAPPED = [name for name, net in NETS.items() if not net.not_vmapped]
+BOTH = ['d_rtrl', 'es']
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('net', VMAPPED)
+@some('net, rule', (VMAPPED, BOTH), [
+    ('lif', 'd_rtrl'), ('alif', 'd_rtrl'), ('alif', 'es'), ('gru', 'es'), ('lora', 'd_rtrl')])
 def test_the_tutorial(float64, net, rule):
     compare(tutorial, net, rule)
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('net', [n for n in NETS if NETS[n].engine == 'window'])
+@some('net, rule', ([n for n in NETS if NETS[n].engine == 'window'], BOTH), [
+    ('alif', 'd_rtrl'), ('lif', 'es'), ('conv', 'd_rtrl'), ('embedding', 'es')])
 def test_batch_mode(float64, net, rule):
     compare(tutorial, net, rule, vmap=False)
 
 
-@pytest.mark.parametrize('rule', RULES)
-@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+@some('rule, vmap', (RULES, (True, False)), [
+    ('es-pair', True), ('ostl', True), ('eprop-random', True), ('eprop', False),
+    ('three-factor', False)])
 def test_every_rule(float64, rule, vmap):
     if rule == 'eprop' and vmap:
         pytest.skip('upstream writes the filter from within vmap, and cannot run')
@@ -208,10 +222,9 @@ def as_one_vector(task):
     return brainstate.transform.scan(step, flat, (task.x, task.y))
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
-@pytest.mark.parametrize('loop', [weighted, for_loop, by_hand, reverse],
-                         ids=lambda fn: fn.__name__)
+@some('loop, rule, vmap', ((weighted, for_loop, by_hand, reverse), BOTH, (True, False)), [
+    (weighted, 'd_rtrl', True), (weighted, 'es', False), (for_loop, 'd_rtrl', True),
+    (by_hand, 'es', True), (reverse, 'd_rtrl', False)])
 def test_other_loops(float64, loop, rule, vmap):
     net = 'gru' if loop is by_hand else 'vanilla'
     compare(loop, net, rule, vmap=vmap)
@@ -222,9 +235,10 @@ def test_one_vector(float64, rule):
     compare(as_one_vector, 'vanilla', rule)
 
 
-@pytest.mark.parametrize('settings', [{'window': 3}, {'window': 1}, {'memory_budget': 3000}],
-                         ids=['3', '1', 'budget'])
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
+@pytest.mark.parametrize('settings', [
+    {'window': 3}, pytest.param({'window': 1}, marks=pytest.mark.slow), {'memory_budget': 3000}],
+    ids=['3', '1', 'budget'])
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es', pytest.param('eprop', marks=pytest.mark.slow)])
 def test_windows(float64, rule, settings):
     seen = compare(tutorial, 'alif', rule, vmap=rule != 'eprop', settings=settings)
     assert all(one.window < T for one in seen)
@@ -241,9 +255,10 @@ def twice(task):
                                                            task.y))
 
 
-@pytest.mark.parametrize('net', ['lif', 'gru', 'sparse', 'lora', 'embedding', 'bypass'])
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
-@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+@some('net, rule, vmap', (('lif', 'gru', 'sparse', 'lora', 'embedding', 'bypass'),
+                          ('d_rtrl', 'es', 'eprop'), (True, False)), [
+    ('lif', 'd_rtrl', True), ('sparse', 'd_rtrl', False), ('bypass', 'es', False),
+    ('lif', 'eprop', False)])
 def test_traces_that_enter_and_leave(float64, net, rule, vmap):
     if rule == 'eprop' and vmap:
         pytest.skip('upstream writes the filter from within vmap, and cannot run')
@@ -401,11 +416,12 @@ def inside_a_branch(task):
         step, task.zeros(), (task.x, task.y, jnp.arange(len(task.x))))
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('loop', [clipped, logged, stacked, online, decaying, branching, watched,
-                                  trace_read, replaced, inside_a_branch],
-                         ids=lambda fn: fn.__name__)
-@pytest.mark.parametrize('vmap', [True, False], ids=['vmap', 'batch'])
+STAY = (clipped, logged, stacked, online, decaying, branching, watched, trace_read, replaced,
+        inside_a_branch)
+
+
+@some('loop, rule, vmap', (STAY, BOTH, (True, False)),
+      [(loop, 'd_rtrl', True) for loop in STAY] + [(clipped, 'es', True), (online, 'es', False)])
 def test_loops_that_stay(float64, loop, rule, vmap):
     """Bit for bit, and with a reason."""
     seen = compare(loop, 'vanilla', rule, vmap=vmap, waits=False, tolerance=0.)

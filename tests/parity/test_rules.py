@@ -42,9 +42,15 @@ def compare(name, rule, vmap, steps, window, tolerance, carry=True):
     return ours
 
 
-@pytest.mark.parametrize('rule, vmap', [('d_rtrl', False), ('d_rtrl', True), ('es', False)],
-                         ids=['d_rtrl-batch', 'd_rtrl-vmap', 'es-batch'])
-@pytest.mark.parametrize('name', NETS)
+#: Nets that are compared in batch mode only, unless all is run: another net has their op, or
+#: their number of states, under vmap.
+_ONCE = ('gru', 'two-layer', 'three-states', 'four-states', 'lora', 'grouped', 'two-groups')
+
+
+@pytest.mark.parametrize('name, rule, vmap', [
+    pytest.param(name, rule, vmap, id=f'{name}-{rule}-{"vmap" if vmap else "batch"}',
+                 marks=pytest.mark.slow if name in _ONCE and (vmap or rule == 'es') else [])
+    for name in NETS for rule, vmap in (('d_rtrl', False), ('d_rtrl', True), ('es', False))])
 def test_every_net(float64, name, rule, vmap):
     compare(name, rule, vmap, 7, 3, 1e-10)
 

@@ -69,11 +69,11 @@ class TracePass:
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
                     update = self._dense if _is_dense(view) else self._by_rule
-                    e, named = update(view, x, p, transition, old, signal)
+                    like = self.learner.etrace_bwg[key].value
+                    e, named = update(view, like, x, p, transition, old, signal)
                     if kappa is not None and carry:
                         before = carry[name][key]
                         e = {k: a + kappa ** p.shape[0] * before[k] for k, a in e.items()}
-                    like = self.learner.etrace_bwg[key].value
                     new[name][key] = {k: e[k].astype(a.dtype) for k, a in like.items()}
                     if named is not None:
                         view.add_to(grads, weight_vals, named)
@@ -100,16 +100,15 @@ class TracePass:
         factors = [stack_states([deltas[r] for deltas, _ in rows]) for r in range(len(feeding))]
         return factors, jnp.stack([entering for _, entering in rows], axis=-2)
 
-    def _dense(self, view: RelationView, x: Any, p: Any, transition: Any, old: Any,
+    def _dense(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
                signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Matrix weights (and their bias): one operation, samples and lanes as one batch."""
         T, S = p.shape[0], p.shape[-1]
         x = x.reshape(T, -1, x.shape[-1]).astype(p.dtype)
         p = p.reshape(T, x.shape[1], -1, S)
-        keys = self.learner.etrace_bwg[view.trace_key(view.groups[0])].value
         if old is None:
             new = {'weight': d_trace_start(x, p), 'bias': p.sum(0)}
-            return {k: new[k].reshape(keys[k].shape) for k in keys}, None
+            return {k: new[k].reshape(like[k].shape) for k in like}, None
         M = transition.reshape(*p.shape[1:], S)
         L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])
         e, dW = d_trace_window(old['weight'].reshape(*x.shape[1:], *p.shape[2:]), x, p, M, L,
@@ -123,7 +122,7 @@ class TracePass:
         new = {k: a.reshape(old[k].shape) for k, a in new.items()}
         return new, None if signal is None else named
 
-    def _by_rule(self, view: RelationView, x: Any, p: Any, transition: Any, old: Any,
+    def _by_rule(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
                  signal: Any) -> tuple[dict[str, Any], None]:
         """Through upstream's own closed form for the op.
 
@@ -131,7 +130,6 @@ class TracePass:
         one-by-one identities in their place (which XLA removes).
         """
         rules = upstream.rules_of(view.relation)
-        like = self.learner.etrace_bwg[view.trace_key(view.groups[0])].value
 
         def update(x: Any, p: Any, M: Any, old: Any) -> dict[str, Any]:
             one, S = jnp.ones((1,) * (p.ndim + 1), p.dtype), range(p.shape[-1])
