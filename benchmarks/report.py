@@ -75,7 +75,7 @@ def _over(a: float | None, b: float | None) -> float | None:
 def _ratio(value: float | None, bar: float | None) -> str:
     if value is None:
         return '-'
-    return f'{value:.2g}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
+    return f'{value:.3g}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
                               f'{bar:g})')
 
 
