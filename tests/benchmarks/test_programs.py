@@ -73,13 +73,13 @@ def test_kernels_largest_first(found):
 def test_the_command(found, monkeypatch, capsys, tmp_path):
     asked = []
 
-    def compiled(make, gpu, free):
-        asked.append((make().algorithm, gpu, free))
+    def compiled(make, gpu, free, reset):
+        asked.append((make().algorithm, gpu, free, reset))
         return found
     monkeypatch.setattr(programs_command, 'programs', compiled)
     assert run('ES-D-RTRL LIF 128', 'D-RTRL LIF 128', '--gpu', 'b200', '--ops',
                '--json', str(tmp_path / 'p.json'), '--markdown', str(tmp_path / 'p.md')) == 0
-    assert asked == [('ES_D_RTRL', 'b200', False), ('D_RTRL', 'b200', True)]
+    assert asked == [('ES_D_RTRL', 'b200', False, True), ('D_RTRL', 'b200', True, True)]
     out = capsys.readouterr().out
     assert 'compiled for b200' in out and 'simulation only: kernels' in out
     rows = json.loads((tmp_path / 'p.json').read_text())
@@ -98,8 +98,9 @@ def test_a_net_of_the_users(found, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     made = []
     monkeypatch.setattr(programs_command, 'programs',
-                        lambda make, gpu, free: made.append(make()) or found)
-    assert run('their_net:training') == 0
+                        lambda make, gpu, free, reset: made.append(make()) or (
+                            found if not reset else {}))
+    assert run('their_net:training', '--continued') == 0
     assert made[0].options == {'batch_size': 3} and made[0].loss(1, None) == 2
     assert run('their_net:half') == 1
     assert 'half() returned no algorithm, inputs, loss' in capsys.readouterr().err
