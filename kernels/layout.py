@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ['split', 'split_rows']
+import jax
+
+__all__ = ['split', 'split_rows', 'time_varying']
 
 
 def split(array: Any) -> tuple[Any, ...]:
@@ -22,3 +24,17 @@ def split_rows(array: Any) -> tuple[tuple[Any, ...], ...]:
     if isinstance(array, Sequence):
         return tuple(map(tuple, array))
     return tuple(split(array[..., s, :]) for s in range(array.shape[-2]))
+
+
+def time_varying(tree: Any, steps: int) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """What a scan over time has to slice, and how one slice becomes one step of ``tree``.
+
+    Arrays of one step, ``[1, ...]``, are the same at every step and stay out of the loop.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    varying = [a for a in leaves if a.shape[0] == steps]
+
+    def step(slices: Sequence[Any]) -> Any:
+        rest = iter(slices)
+        return structure.unflatten([next(rest) if a.shape[0] == steps else a[0] for a in leaves])
+    return varying, step

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from traceops.kernels.layout import split, split_rows
+from traceops.kernels.layout import split, split_rows, time_varying
 
 __all__ = ['adjoint_window', 'transposed_matvec']
 
@@ -44,7 +44,8 @@ def adjoint_window(
     signal : sequence of S arrays, ``[T, ...]``, or one array ``[T, ..., S]``
         Learning signal :math:`L_t = \partial \mathrm{loss}_t / \partial h_t`.
     jacobian : S sequences of S arrays, ``[T, ...]``, or one array ``[T, ..., S, S]``
-        :math:`D_t = \partial h_t / \partial h_{t-1}`, row by row.
+        :math:`D_t = \partial h_t / \partial h_{t-1}`, row by row. Arrays ``[1, ...]`` are the
+        same at every step, here and in ``factors``.
     factors : sequence (one entry per relation) of what ``signal`` is
         :math:`f_t = \partial h_t / \partial y_t` of every relation that feeds the group.
     kappa : float, optional
@@ -62,10 +63,13 @@ def adjoint_window(
     """
     # an empty sum: zeros that are placed on devices as the signal is
     zeros = split(jax.tree.map(lambda s: s[:0].sum(0), signal))
+    steps = jax.tree.leaves(signal)[0].shape[0]
+    slices, step_of = time_varying((signal, jacobian, factors), steps)
 
-    def back(carry: Any, step: Any) -> Any:
+    def back(carry: Any, now: Any) -> Any:
         arriving, decaying = carry
-        L, D, f = split(step[0]), split_rows(step[1]), [split(a) for a in step[2]]
+        L, D, f = step_of(now)
+        L, D, f = split(L), split_rows(D), [split(a) for a in f]
         if kappa is not None:
             L = tuple(a + b for a, b in zip(L, decaying, strict=True))
             decaying = tuple(kappa * a for a in L)
@@ -74,6 +78,5 @@ def adjoint_window(
         return (transposed_matvec(D, adjoint), decaying), deltas
 
     carry = (zeros, zeros if kappa is not None else None)
-    (entering, filtered), deltas = jax.lax.scan(
-        back, carry, (signal, jacobian, factors), reverse=True)
+    (entering, filtered), deltas = jax.lax.scan(back, carry, slices, reverse=True)
     return deltas, entering, filtered

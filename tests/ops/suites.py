@@ -192,6 +192,25 @@ class AdjointWindowSuite(Suite):
                                  [parts(factor)], backend=self.backend)
         close(got, self.run(signal, jacobian, factor), 1e-7)
 
+    @pytest.mark.parametrize('lanes', [False, True])
+    def test_what_is_the_same_at_every_step_may_come_once(self, lanes):
+        """Some entries of the Jacobian and of a factor as ``[1, ...]``."""
+        signal, jacobian, factor = self.operands(R=1)
+        jacobian = jacobian.at[..., 0, :].set(jacobian[:1, ..., 0, :])
+        factor = factor.at[..., 1].set(factor[:1, ..., 1])
+
+        def run(signal, jacobian, factor, once):
+            parts = lambda a: tuple(a[..., s] for s in range(2))  # noqa: E731
+            first, second = (parts(jacobian[..., i, :]) for i in range(2))
+            kept, cut = parts(factor)
+            if once:
+                first, cut = tuple(a[:1] for a in first), cut[:1]
+            return ops.adjoint_window(parts(signal), [first, second], [(kept, cut)],
+                                      backend=self.backend)
+        if lanes:
+            run = jax.vmap(run, in_axes=(1, 1, 1, None), out_axes=0)
+        close(run(signal, jacobian, factor, True), run(signal, jacobian, factor, False), 1e-7)
+
 
 class EsTraceWindowSuite(Suite):
     """``es_trace_window``."""

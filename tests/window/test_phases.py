@@ -82,6 +82,19 @@ def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
+def test_what_is_the_same_at_every_step_is_told_apart():
+    def step(x, h, W, b):
+        return h @ W + x, x * 2., jnp.exp(W), jnp.zeros(3), b + h
+
+    closed = inlined(jax.make_jaxpr(step)(*(jnp.ones(s) for s in ((N,), (N,), (N, N), (N,)))))
+    phases = split_step(closed, (0, 1), (0,), (1, 2, 3, 4), ())
+    assert phases.stacked == (1, 4) and phases.fixed == (2, 3)
+    W = jnp.arange(16.).reshape(N, N)
+    exponential, zeros = phases.once([W, jnp.ones(N)])
+    np.testing.assert_array_equal(exponential, jnp.exp(W))
+    np.testing.assert_array_equal(zeros, np.zeros(3))
+
+
 def test_effects_stay_in_the_loop():
     heard = []
 

@@ -70,7 +70,7 @@ def gradient(
         program = trace_step(
             _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
             tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
-            counter=learner.running_index)
+            counter=learner.running_index, once=learner._recorder.once)
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(learner, program, length)
@@ -123,7 +123,7 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
     def after_window(carry: Any, inner: Any, out: Any, before: dict[int, Any]) -> Any:
         rule_carry, total = carry
         index, record = before[id(learner.running_index)], out['record']
-        if rule.at_once:
+        if not rule.folds:
             inner, record = rule.digest_window(inner, record_of(out), index)
         grads, rule_carry = rule.close(rule_carry, inner, record, weight_vals, index)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
@@ -136,10 +136,10 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
     if learner._carries_trace or K == xs[1].shape[0]:
         carry, sums, stacked = run_windows(
             program, xs, K, carry, after_window, lambda carry: rule.inner(carry[0]),
-            None if rule.at_once else digest, rule.at_once)
+            digest if rule.folds else None, rule.at_once)
     else:
         carry, sums, stacked = run_windows_back(
-            program, xs, K, after_window, carry, digest, at_once=rule.at_once)
+            program, xs, K, after_window, carry, digest if rule.folds else None, rule.at_once)
     rule_carry, traced = carry
     rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})

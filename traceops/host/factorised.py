@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from traceops.host import upstream
 from traceops.host.relations import RelationView, split_states, stack_states
-from traceops.host.rule import Carry, Grads, Rule, following
+from traceops.host.rule import Carry, Grads, Rule, following, whole
 from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
 from traceops.ops import es_trace_window
 
@@ -66,8 +66,8 @@ class FactorisedRule(Rule):
 
     def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
-        steps = jax.tree.leaves(record['D'])[0].shape[0]
-        indices = index + jnp.arange(steps)
+        record = whole(record)
+        indices = index + jnp.arange(jax.tree.leaves(record)[0].shape[0])
         if self.bypass:         # the factor of every step is needed, not only its product
             def one(inner: Any, step: Any) -> Any:
                 return self.digest(inner, *step)

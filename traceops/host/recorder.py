@@ -49,6 +49,12 @@ class Recorder:
         """Every state of the recorder, by name."""
         return {**self.ports, **{f'tape{i}': state for i, state in enumerate(self.tape)}}
 
+    @property
+    def once(self) -> tuple[Any, ...]:
+        """Of the tape: factors and Jacobians, which may be the same at every step."""
+        places = self._tree.unflatten(range(len(self.tape)))
+        return tuple(self.tape[i] for i in jax.tree.leaves((places['f'], places['D'])))
+
     @staticmethod
     def _zeros(group: Any) -> Any:
         dtype = jnp.result_type(*(v.aval.dtype for v in group.hidden_outvars))

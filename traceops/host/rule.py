@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from traceops.host.relations import RelationView, relation_views
 
-__all__ = ['Carry', 'Grads', 'Rule', 'following']
+__all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole']
 
 Carry = dict[str, Any]
 Grads = dict[Any, Any]
@@ -24,6 +24,12 @@ Grads = dict[Any, Any]
 def following(a: Any) -> Any:
     """``a_{t+1}`` at ``t``, zero after the last step."""
     return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
+
+
+def whole(record: Any) -> Any:
+    """A record ``[T, ...]`` in which what came once (``[1, ...]``) is repeated."""
+    steps = max(a.shape[0] for a in jax.tree.leaves(record))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape[1:])), record)
 
 
 def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
@@ -41,6 +47,8 @@ class Rule:
 
     def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
         self.learner, self.lanes, self.at_once = learner, lanes, at_once
+        #: whether ``digest`` sees every step before it is stacked
+        self.folds = self.factorised and not at_once
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
 

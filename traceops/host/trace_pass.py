@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
-from traceops.host.rule import Carry, Grads
+from traceops.host.rule import Carry, Grads, whole
 from traceops.ops import adjoint_window, d_trace_start, d_trace_window
 
 __all__ = ['TracePass']
@@ -92,7 +92,8 @@ class TracePass:
         what the adjoint of that state finds on its way back.
         """
         jacobian = record['D'][g]
-        zero = jnp.zeros_like(jacobian[0][0])
+        steps = max(a.shape[0] for a in jax.tree.leaves(record))
+        zero = jnp.zeros((steps, *jacobian[0][0].shape[1:]), jacobian[0][0].dtype)
         one, states = zero.at[-1].set(1.), range(len(jacobian))
         rows = [adjoint_window([one if j == i else zero for j in states], jacobian,
                                [record['f'][v.factor_key(g)] for v in feeding],
@@ -167,6 +168,7 @@ class TracePass:
                   'filter': getattr(self.learner, '_trace_filters', {})}
         start = {name: {k: carry[name][k] if carry else states[name][k].value for k in keys}
                  for name in self.decay}
+        record = whole({k: record[k] for k in ('x', 'f', 'D')})
         xs = (record['x'], {k: stack_states(f) for k, f in record['f'].items()},
               [stack_rows(D) for D in record['D']])
 

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from traceops.kernels.adjoint_window import launch
@@ -15,6 +16,7 @@ from traceops.kernels.adjoint_window.reference import adjoint_window as _definit
 from traceops.ops.checks import positions, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, bind, define, fold_positions
 from traceops.ops.states import (
+    every_step,
     flatten,
     join,
     join_rows,
@@ -49,13 +51,17 @@ def _axes(*operands: Any, kappa: float | None, states: int) -> Axes:
                          'both of states, differ.')
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
+    if states:          # Jacobians and factors that are the same at every step come once
+        steps = operands[0].shape[:1]
+        axes = [a if i < states or o.shape[:1] != (1,) or steps == (1,) else ('once', *a[1:])
+                for i, (a, o) in enumerate(zip(axes, operands, strict=True))]
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
     last = (*place, 's')
     results = (*(('t', *place) for _ in kinds[2:]), last, *((last,) if kappa is not None else ()))
     return Axes(operands=tuple(axes), results=results,
-                replicated=frozenset({'t', 's', 's2'}), sizes_known={'s': states})
+                replicated=frozenset({'t', 'once', 's', 's2'}), sizes_known={'s': states})
 
 
 def _dtypes(*operands: Any, kappa: float | None, states: int) -> list[Any]:
@@ -71,14 +77,16 @@ def _reference(*operands: Any, kappa: float | None, states: int) -> Any:
 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int) -> Any:
     kinds = _kinds(len(operands), states)
-    call = launch.plan(*joined_structs(operands, kinds, states), capability=capability,
+    whole = jax.eval_shape(lambda *a: every_step(a), *operands) if states else operands
+    call = launch.plan(*joined_structs(whole, kinds, states), capability=capability,
                        kappa=kappa)
     if not states or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
         return [join_rows(a) if kind == 'm' else join(a)
-                for a, kind in zip(unflatten(operands, kinds, states), kinds, strict=True)]
+                for a, kind in zip(unflatten(every_step(operands), kinds, states), kinds,
+                                   strict=True)]
     return dataclasses.replace(call, prepare=prepare)
 
 
@@ -103,7 +111,7 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
 
     ``...`` is any number of axes of positions, the batch among them. Arrays with a trailing S
     may be given as S arrays ``[T, ...]`` (``jacobian``: S rows of S) instead, which a CPU
-    prefers.
+    prefers; those of Jacobians and factors that are the same at every step may be ``[1, ...]``.
 
     Parameters
     ----------

@@ -188,13 +188,17 @@ def at_axis(operand: Any, dim: int | None, axis: int, size: int) -> Any:
     return jnp.broadcast_to(jnp.expand_dims(operand, axis), shape)
 
 
+#: First axis of what has steps: of each, or of all.
+_STEPS = (('t',), ('once',))
+
+
 def fold_positions(operation: Operation, size: int, operands: Sequence[Any],
                    dims: Sequence[int | None], request: str, params: Params) -> Any:
     """Batching of an element-wise scan: the mapped axis becomes one more axis of positions."""
     one = [jax.ShapeDtypeStruct(tuple(n for i, n in enumerate(a.shape) if i != d), a.dtype)
            for a, d in zip(operands, dims, strict=True)]
     axes = operation.axes(*one, **params)
-    moved = [a if names == ('t',) else at_axis(a, d, int('t' in names), size)
+    moved = [a if names == ('t',) else at_axis(a, d, int(names[:1] in _STEPS), size)
              for a, d, names in zip(operands, dims, axes.operands, strict=True)]
     out = bind(operation, *moved, backend=request, **params)
     return out, [int('t' in names) for names in axes.results]

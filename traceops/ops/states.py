@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from traceops.kernels.layout import split, split_rows
 
-__all__ = ['flatten', 'join', 'join_rows', 'joined_structs', 'labels', 'unflatten']
+__all__ = ['every_step', 'flatten', 'join', 'join_rows', 'joined_structs', 'labels', 'unflatten']
 
 
 def join(states: Any) -> Any:
@@ -29,6 +29,12 @@ def join_rows(rows: Any) -> Any:
     if not isinstance(rows, Sequence):
         return jnp.asarray(rows)
     return jnp.stack([join(row) for row in rows], -2)
+
+
+def every_step(operands: Sequence[Any]) -> list[Any]:
+    """Operands ``[T, ...]``, the first of which has all steps: one that came once is repeated."""
+    steps = operands[0].shape[0]
+    return [jnp.broadcast_to(a, (steps, *a.shape[1:])) for a in operands]
 
 
 def flatten(arguments: Sequence[Any], kinds: str) -> tuple[list[Any], int]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from traceops.window.jaxprs import backward_slice, part
+from traceops.window.jaxprs import backward_slice, depends_on, part
 
 __all__ = ['Phases', 'split_step']
 
@@ -43,9 +43,9 @@ class Phases:
     ----------
     varying : tuple of int
         Inputs that differ from step to step; the others are *constant*.
-    carried, stacked, summed : tuple of int
-        Outputs that pass on to the next step, that are wanted of each step, and that are wanted
-        added up over steps.
+    carried, stacked, fixed, summed : tuple of int
+        Outputs that pass on to the next step, that are wanted of each step, that are too but are
+        the same at every step, and that are wanted added up over steps.
     kept : tuple of variables
         What replay reads that differs from step to step: inputs, and results of simulate.
     """
@@ -54,6 +54,7 @@ class Phases:
     varying: tuple[int, ...]
     carried: tuple[int, ...]
     stacked: tuple[int, ...]
+    fixed: tuple[int, ...]
     summed: tuple[int, ...]
     kept: tuple[Any, ...]
     simulation: tuple[Any, ...]
@@ -84,6 +85,12 @@ class Phases:
         out = iter(run(*constant, *varying))
         carried, stacked, summed = ([next(out) for _ in places] for places in wanted)
         return carried, stacked, summed
+
+    def once(self, constant: Sequence[Any]) -> list[Any]:
+        """The fixed outputs."""
+        wanted = self._out(self.fixed)
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted)
+        return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
 
     def simulate(self, constant: Sequence[Any],
                  varying: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -201,9 +208,11 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     varying : iterable of int
         Inputs that differ from step to step; the others are the same in all.
     carried, stacked, summed : sequence of int
-        Outputs, as in :class:`Phases`.
+        Outputs, as in :class:`Phases`; which of the stacked ones are fixed is found out.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
+    fixed = tuple(i for i in stacked if not depends_on(closed, i, varying))
+    stacked = tuple(i for i in stacked if i not in fixed)
     outvars = [jaxpr.outvars[i] for i in (*stacked, *summed)]
     in_order = [e for e in backward_slice(jaxpr, outvars)[0] if _is_random(e)]
     simulation, _ = backward_slice(
@@ -213,7 +222,7 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     replayed, needed = backward_slice(jaxpr, outvars, given=dear)
     kept = (*(jaxpr.invars[i] for i in varying if jaxpr.invars[i] in needed),
             *(v for e in simulation for v in e.outvars if v in dear and v in needed))
-    return Phases(closed, varying, tuple(carried), tuple(stacked), tuple(summed), kept,
+    return Phases(closed, varying, tuple(carried), stacked, fixed, tuple(summed), kept,
                   tuple(simulation), tuple(replayed))
 
 

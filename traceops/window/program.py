@@ -40,6 +40,8 @@ class StepProgram:
     states: tuple[Any, ...]
     carried: tuple[int, ...]
     summed: tuple[int, ...]
+    places: tuple[int, ...]
+    once: frozenset[int]
     sum_avals: tuple[Any, ...]
     out_tree: Any
     slices: int
@@ -68,8 +70,10 @@ class StepProgram:
         ``digest(inner, outputs, states before the step) -> (inner, outputs)`` sees each step's
         outputs before they are stacked: what it folds away is never stored. With ``at_once``
         the loop only simulates, all steps are replayed together after it, and nothing is folded.
+        Without ``digest``, what of ``once`` is the same at every step comes as ``[1, ...]``.
         """
         constant = self._constant()
+        fixed = self.phases.once(constant)
 
         def body(carry: Any, x: Any) -> Any:
             states, sums, inner = carry
@@ -79,17 +83,25 @@ class StepProgram:
                 return (_like(new, states), sums, inner), kept
             new, stacked, more = self.phases.step(constant, varying)
             sums = tuple(a + b for a, b in zip(sums, more, strict=True))
-            out = self.out_tree.unflatten(stacked)
-            if digest is not None:
-                inner, out = digest(inner, out, self.by_id(states))
+            if digest is None:
+                return (_like(new, states), sums, inner), stacked
+            inner, out = digest(inner, self._outputs(stacked, fixed), self.by_id(states))
             return (_like(new, states), sums, inner), out
 
         (states, sums, inner), out = jax.lax.scan(body, (states, sums, inner), xs)
         if at_once:
-            stacked, more = self.phases.replay(constant, out)
+            out, more = self.phases.replay(constant, out)
             sums = tuple(a + b for a, b in zip(sums, more, strict=True))
-            out = self.out_tree.unflatten(stacked)
+        if digest is None or at_once:
+            steps = jax.tree.leaves(xs)[0].shape[0]
+            repeated = [a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
+                        for i, a in zip(self.phases.fixed, fixed, strict=True)]
+            out = self._outputs(out, repeated)
         return states, sums, inner, out
+
+    def _outputs(self, stacked: Sequence[Any], fixed: Sequence[Any]) -> Any:
+        both = [*stacked, *fixed]
+        return self.out_tree.unflatten([both[i] for i in self.places])
 
     def advance(self, states: Any, xs: Any) -> Any:
         """The states after ``xs``; nothing is recorded."""
@@ -135,7 +147,8 @@ def _like(new: Any, old: Any) -> Any:
 
 
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
-               constants: Sequence[Any], counter: Any) -> StepProgram:
+               constants: Sequence[Any], counter: Any,
+               once: Sequence[Any] = ()) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -149,6 +162,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         Read, never carried.
     counter : State
         Advanced by one at every call that is to be counted.
+    once : sequence of State
+        Those of the tape that are not repeated where they are the same at every step.
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -160,15 +175,15 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, written, strict=True))
     closed = inlined(function.get_jaxpr_by_cache(key))
-    out, new_states = function.get_out_shapes_by_cache(key)
+    out, _ = function.get_out_shapes_by_cache(key)
     positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
         range(len(closed.jaxpr.outvars)))
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(out.pop('sum'))
     summed = tuple(i for i, p in enumerate(sums) if not is_zero(closed, p))
     of_tape = [_position(t, states) for t in tape]
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
-    recorded = [out['record'], *(new_states[i] for i in of_tape)]
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
+    recorded = jax.tree.leaves([positions['record'], positions['tape']])
     stacked, out_tree = jax.tree.flatten(positions)
 
     n_slices = len(jax.tree.leaves(slices))
@@ -177,14 +192,18 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     phases = split_step(
         closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
         stacked=stacked, summed=[sums[i] for i in summed])
+    order = (*phases.stacked, *phases.fixed)
     counter_at = _position(counter, states)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
+        places=tuple(order.index(i) for i in stacked),
+        once=frozenset(p for t in once
+                       for p in jax.tree.leaves(new_positions[_position(t, states)])),
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
         count=_count(closed, written[counter_at], places[counter_at][0],
                      jax.tree.leaves(new_positions[counter_at])[0]),
-        record_bytes=sum(int(np.prod(a.shape)) * a.dtype.itemsize
-                         for a in jax.tree.leaves(recorded)))
+        record_bytes=sum(a.size * a.dtype.itemsize for a in (
+            closed.jaxpr.outvars[i].aval for i in recorded if i not in phases.fixed)))
 
 
 def _position(state: Any, states: Sequence[Any]) -> int:
