@@ -3,8 +3,9 @@
 """Loops as people write them: one training step of the SNN tutorial's pattern.
 
 The learner is made inside the jitted step, its states are those of single samples under
-``vmap_new_states``, the loop adds up gradients, and the optimiser follows. Upstream and traceops
-run the same code; what differs is ``traceops.enabled()``.
+``vmap_new_states``, the loop adds up gradients, and the optimiser follows. Or the loop is one of
+Python, around a jitted step of the learner. Upstream and traceops run the same code; what differs
+is ``traceops.enabled()``.
 """
 
 from __future__ import annotations
@@ -39,11 +40,16 @@ COMPILE_BAR = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class LoopCase:
-    """One row. ``clip``: gradients are clipped at every step, so none can wait."""
+    """One row.
+
+    ``clip``: gradients are clipped at every step, so none can wait. ``by_hand``: the loop is
+    Python's, the step is jitted. ``epochs``: of the loss curve.
+    """
 
     name: str
     case: Case
     clip: bool = False
+    by_hand: bool = False
     epochs: int = 0
 
     @property
@@ -62,20 +68,28 @@ CASES = (
     LoopCase('D-RTRL LIF 1024', _case('D_RTRL', 1024, 40.)),
     LoopCase('D-RTRL LIF 128, clipped at every step', _case('D_RTRL', 128, 0.95), clip=True),
     LoopCase('ES-D-RTRL LIF 128, clipped at every step', _case('ES_D_RTRL', 128, 0.95), clip=True),
+    LoopCase('D-RTRL LIF 128, step by hand', _case('D_RTRL', 128, 0.95), by_hand=True),
+    LoopCase('ES-D-RTRL LIF 128, step by hand', _case('ES_D_RTRL', 128, 0.95), by_hand=True),
 )
 
 
-def train_step(one: LoopCase) -> Callable[..., Any]:
-    """``(inputs, labels) -> (loss, summed gradients)``; the weights move."""
+def train_step(one: LoopCase, nudged: bool = False) -> Callable[..., Any]:
+    """``(inputs, labels) -> (loss, summed gradients)``; the weights move.
+
+    ``nudged``: from initial weights that are the next larger numbers.
+    """
     case = one.case
     brainstate.random.seed(0)
     model = make(case.net, case.n_in, case.n, case.n_out)
     weights = model.states(brainstate.ParamState)
+    if nudged:
+        for state in weights.values():
+            state.value = jax.tree.map(lambda a: jnp.nextafter(a, jnp.inf), state.value)
     optimiser = braintools.optim.Adam(lr=1e-4)
     optimiser.register_trainable_weights(weights)
 
-    @brainstate.transform.jit
-    def step(inputs: Any, labels: Any) -> Any:
+    def begin(inputs: Any, labels: Any) -> Callable[..., Any]:
+        """A learner with new states: one step's gradients, and its loss."""
         learner = getattr(braintrace, case.rule)(model, **case.options)
 
         @brainstate.transform.vmap_new_states(state_tag='new', axis_size=case.batch)
@@ -91,19 +105,49 @@ def train_step(one: LoopCase) -> Callable[..., Any]:
             loss = braintools.metric.softmax_cross_entropy_with_integer_labels(out, labels)
             return loss.mean(), out
 
-        def body(total: Any, x: Any) -> Any:
+        def gradients(x: Any) -> Any:
             grads, loss, _ = brainstate.transform.grad(
                 loss_fn, weights, has_aux=True, return_value=True)(x)
-            if one.clip:
-                grads = brainstate.nn.clip_grad_norm(grads, 1.)
-            return jax.tree.map(jnp.add, total, grads), loss
+            return brainstate.nn.clip_grad_norm(grads, 1.) if one.clip else grads, loss
+        return gradients
 
-        zeros = jax.tree.map(jnp.zeros_like, weights.to_dict_values())
-        grads, losses = brainstate.transform.scan(body, zeros, inputs)
+    def end(grads: Any, losses: Any) -> Any:
         optimiser.update(brainstate.nn.clip_grad_norm(grads, 1.))
         return losses.mean(), grads
 
+    @brainstate.transform.jit
+    def step(inputs: Any, labels: Any) -> Any:
+        gradients = begin(inputs, labels)
+
+        def body(total: Any, x: Any) -> Any:
+            grads, loss = gradients(x)
+            return jax.tree.map(jnp.add, total, grads), loss
+
+        zeros = jax.tree.map(jnp.zeros_like, weights.to_dict_values())
+        return end(*brainstate.transform.scan(body, zeros, inputs))
+
+    return _by_hand(begin, brainstate.transform.jit(end)) if one.by_hand else step
+
+
+def _by_hand(begin: Callable[..., Any], end: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without a loop that is compiled; each call goes on from the states of the last."""
+    made: list[Any] = []
+
+    def step(inputs: Any, labels: Any) -> Any:
+        if not made:
+            made.append(brainstate.transform.jit(begin(inputs, labels)))
+        total, losses = None, []
+        for x in inputs:
+            grads, loss = made[0](x)
+            total = grads if total is None else _added(total, grads)
+            losses.append(loss)
+        return end(total, jnp.stack(losses))
     return step
+
+
+@jax.jit
+def _added(total: Any, more: Any) -> Any:
+    return jax.tree.map(jnp.add, total, more)
 
 
 def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
@@ -140,9 +184,12 @@ def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
     out['compile_ratio'] = alone['traceops'] / alone['upstream']
     out['ratio'] = out['seconds']['upstream'] / out['seconds']['traceops']
     if one.epochs:
-        a, b = (np.array(curves[name]) for name in ways)
+        nudged = train_step(one, nudged=True)
+        curves['nudged'] = [float(nudged(x, y)[0]) for _ in curves['upstream']]
+        a, b, c = map(np.array, curves.values())
         out['curves'] = {'epochs': len(a), 'first': a[0], 'last': a[-1],
-                         'difference': float(np.abs(a / b - 1).max())}
+                         'difference': float(np.abs(b / a - 1).max()),
+                         'nudged': float(np.abs(c / a - 1).max())}
     return out
 
 
@@ -157,7 +204,8 @@ def _cells(f: dict[str, Any]) -> list[str]:
     late = '' if f['compile_ratio'] <= COMPILE_BAR else f' (MISSED {COMPILE_BAR:g})'
     c = f['curves']
     curves = '-' if c is None else (f'{c["epochs"]} epochs, {c["first"]:.3f} to {c["last"]:.3f}, '
-                                    f'differ by {c["difference"]:.1e}')
+                                    f'differ by {c["difference"]:.1e} (upstream from weights '
+                                    f'one rounding off: {c["nudged"]:.1e})')
     return [f['name'], *(f'{f["seconds"][who] * 1e3:.1f}' for who in ('upstream', 'traceops')),
             f'{f["ratio"]:.2f}x ({met} {f["bar"]:g})', f'{f["difference"]:.1e}',
             f'{f["compile_ratio"]:.2f}{late}', curves]

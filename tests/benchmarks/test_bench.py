@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from traceops import benchmarks
@@ -80,6 +81,9 @@ def test_a_loop_from_end_to_end(monkeypatch, capsys):
     row = loops.run(case, 2, progress=False)
     assert not row['error'] and row['difference'] <= 1e-5 and row['ratio'] > 0
     assert row['curves']['epochs'] == 3 and row['curves']['first'] != row['curves']['last']
+    assert np.isfinite(row['curves']['nudged'])
+    row = loops.run(dataclasses.replace(case, by_hand=True, epochs=0), 2, progress=False)
+    assert not row['error'] and row['difference'] <= 1e-5
     monkeypatch.setattr(loops, 'check', lambda want, got: 1e-3)
     assert 'gradients differ' in loops.run(case, 2, progress=False)['error']
     assert benchmarks.main(['--loops', '--list']) == 0

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is said of loops, who is reached, and that nothing stays behind."""
 
+import collections
 import json
+import re
 
 import brainstate
 import jax
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity.test_loops import Task, add, logged, tutorial
+from tests.parity.test_loops import Task, add, fates, logged, tutorial
+from traceops.benchmarks import measure
 from traceops.host import loops, plan
 
 
@@ -84,17 +87,15 @@ def test_explain_without_a_loop():
 
 
 def test_accelerate_reaches_what_it_decorates():
-    seen = []
-    token = loops.watching.set(seen)
-    want = tutorial(Task('vanilla', 'd_rtrl'))[0]
-
     @traceops.accelerate(window=3)
     @brainstate.transform.jit
     def train():
         return tutorial(Task('vanilla', 'd_rtrl'))[0]
-    got = train()
-    tutorial(Task('vanilla', 'd_rtrl'))
-    loops.watching.reset(token)
+
+    with fates() as seen:
+        want = tutorial(Task('vanilla', 'd_rtrl'))[0]
+        got = train()
+        tutorial(Task('vanilla', 'd_rtrl'))
     assert [one.window for one in seen] == [3]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), want, got)
     with pytest.raises(TypeError, match='accelerate'):
@@ -107,11 +108,8 @@ def test_what_fails_is_run_as_it_was_written(monkeypatch):
         raise RuntimeError('no such window')
     monkeypatch.setattr(loops, 'choose_window', broken)
     want = tutorial(Task('vanilla', 'd_rtrl'))[0]
-    seen = []
-    token = loops.watching.set(seen)
-    with traceops.enabled():
+    with fates() as seen, traceops.enabled():
         got = tutorial(Task('vanilla', 'd_rtrl'))[0]
-    loops.watching.reset(token)
     assert 'no such window' in seen[0].kept[0][1]
     jax.tree.map(np.testing.assert_array_equal, want, got)
 
@@ -126,6 +124,25 @@ def test_a_step_by_hand_is_upstreams(float64):
     with traceops.enabled():
         got = run()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), want, got)
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('vmap', [False, True])
+def test_a_step_by_hand_compiles_to_upstreams_program(rule, vmap):
+    """Recognisable in the jaxpr, and not an operation more than upstream's on a CPU."""
+    def compiled():
+        task = Task('vanilla', rule, vmap=vmap).begin()
+        step, states = measure.pure(task.grad, task.x[0], task.y[0])
+        text = jax.jit(step).lower(states, task.x[0], task.y[0]).compile().as_text()
+        names = {e.primitive.name
+                 for e in jax.make_jaxpr(step)(states, task.x[0], task.y[0]).jaxpr.eqns}
+        return collections.Counter(re.findall(r' = \S+ ([\w-]+)\(', text)), names
+
+    want, before = compiled()
+    with traceops.enabled():
+        got, names = compiled()
+    assert {'etp_step_update', 'etp_step_gradient'} <= names - before
+    assert got['dot'] + got['fusion'] > 3 and not got - want, got - want
 
 
 def test_a_small_factorised_learner_keeps_its_loop(monkeypatch):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loops written by hand: the same numbers as upstream, whatever waits until after the loop."""
 
+import contextlib
 import itertools
 
 import brainstate
@@ -76,6 +77,17 @@ class Task:
                 for st in getattr(self.algo, name, {}).values()]
 
 
+@contextlib.contextmanager
+def fates():
+    """What becomes of the loops of this block."""
+    seen = []
+    token = loops.watching.set(seen)
+    try:
+        yield seen
+    finally:
+        loops.watching.reset(token)
+
+
 def add(a, b):
     return jax.tree.map(jnp.add, a, b)
 
@@ -103,13 +115,8 @@ def compare(loop, net, rule, tolerance=1e-10, waits=True, begin=False, **options
         return (out, task.traces(), task.algo.running_index.value) if begin else out
 
     want = run()
-    seen = []
-    token = loops.watching.set(seen)
-    try:
-        with traceops.enabled(**settings):
-            got = run()
-    finally:
-        loops.watching.reset(token)
+    with fates() as seen, traceops.enabled(**settings):
+        got = run()
     if waits is not None:
         assert [bool(one.deferred) for one in seen] == [waits] * len(seen) and seen, seen
     assert_close(want, got, tolerance, nonzero=True)
@@ -298,11 +305,8 @@ def test_two_learners(float64, rule):
         return brainstate.transform.jit(train)()
 
     want = run()
-    seen = []
-    token = loops.watching.set(seen)
-    with traceops.enabled():
+    with fates() as seen, traceops.enabled():
         got = run()
-    loops.watching.reset(token)
     assert len(seen[0].deferred) == 2
     assert_close(want, got, 1e-10, nonzero=True)
 
@@ -468,11 +472,8 @@ def test_a_mapped_training_step(float64):
             return out
         return brainstate.transform.jit(lambda: jax.vmap(train)(jnp.arange(1., 4.)))()
     want = run()
-    seen = []
-    token = loops.watching.set(seen)
-    with traceops.enabled():
+    with fates() as seen, traceops.enabled():
         got = run()
-    loops.watching.reset(token)
     assert seen[0].deferred
     assert_close(want, got, 1e-10, nonzero=True)
 
