@@ -25,7 +25,8 @@ def split_bf16(values: Any, terms: int) -> tuple[Any, ...]:
     return tuple(a.astype(jnp.bfloat16) for a in out)
 
 
-def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highest') -> Any:
+def trace_gradient(inputs: Any, delta: Any, total: Any = None,
+                   precision: str = 'highest') -> Any:
     r""":math:`dW = dW_0 + \sum_t \sum_b x \otimes \delta`, one matrix product.
 
     Parameters
@@ -34,19 +35,24 @@ def trace_gradient(inputs: Any, delta: Any, total: Any, precision: str = 'highes
         :math:`x`.
     delta : array, ``[*lanes, T, B, O]``
         :math:`\delta`.
-    total : array, ``[*lanes, I, O]``
+    total : array, ``[*lanes, I, O]``, optional
         :math:`dW_0`.
     precision : {'highest', 'bf16x3', 'bf16x2', 'tf32'}
         ``bf16xN``: x in bfloat16 (exact for spikes), delta as the sum of N bfloat16 terms.
         ``tf32``: both rounded to 10 bits, by the tensor cores where there are some.
     """
+    product = _at_precision(inputs, delta, precision)
+    return product if total is None else total + product
+
+
+def _at_precision(inputs: Any, delta: Any, precision: str) -> Any:
     if precision in ('bf16x3', 'bf16x2') and inputs.dtype == jnp.float32:
         x = inputs.astype(jnp.bfloat16)
         terms = [_product(x, d, None) for d in split_bf16(delta, int(precision[-1]))]
-        return total + sum(terms[::-1])
+        return sum(terms[::-1])
     if precision == 'tf32' and inputs.dtype == jnp.float32:
-        return total + lax.platform_dependent(inputs, delta, cuda=_tf32, default=_rounded)
-    return total + _product(inputs, delta, lax.Precision.HIGHEST)
+        return lax.platform_dependent(inputs, delta, cuda=_tf32, default=_rounded)
+    return _product(inputs, delta, lax.Precision.HIGHEST)
 
 
 def _tf32(x: Any, d: Any) -> Any:

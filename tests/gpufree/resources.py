@@ -17,8 +17,8 @@ import tempfile
 import jax
 import jax.numpy as jnp
 
-from traceops.kernels import adjoint_window, d_trace_window, es_trace_window  # noqa: F401
 from traceops.kernels.launch import GENERATIONS, kernel_function
+from traceops.ops import PRECISIONS
 from traceops.ops.primitive import OPERATIONS
 
 TABLE = pathlib.Path(__file__).parents[2] / 'kernels/RESOURCES.md'
@@ -64,6 +64,7 @@ class Resources:
     wide: int                   # global loads and stores of 128 bits
     narrow: int                 # and of less
     instructions: int
+    tensor: int                 # products on tensor cores
 
 
 def _scan_cases():
@@ -92,7 +93,17 @@ def _trace_cases():
                         ((B, O, S), jnp.float32)), (('gradient', gradient),))
 
 
-CASES = [*_scan_cases(), *_trace_cases()]
+def _product_cases():
+    T, B = 50, 32
+    for g, precision, (size, n) in itertools.product(GENERATIONS, PRECISIONS, (
+            ('many', 2048), ('few', 512), ('shared', 256))):
+        operands = (((T, B, n), jnp.float32),) * 2
+        for onto in (False, True) if size != 'shared' else (False,):
+            yield Case(g, 'trace_gradient', f'{precision} {size}{" onto" * onto}',
+                       operands + (((n, n), jnp.float32),) * onto, (('precision', precision),))
+
+
+CASES = [*_scan_cases(), *_trace_cases(), *_product_cases()]
 
 
 def compile_case(case):
@@ -129,7 +140,7 @@ def measure(case):
     wide = sum(n for k, n in memory.items() if '128' in k.split('.'))
     return Resources(figure('REG'), compiled.metadata.shared, figure('STACK'),
                      sum(touching('LDL', 'STL').values()), wide, sum(memory.values()) - wide,
-                     len(instructions))
+                     len(instructions), sum(touching('HMMA', 'HGMMA', 'UTCHMMA').values()))
 
 
 def _disassemble(cubin):
@@ -156,8 +167,8 @@ def read_table():
     rows = {}
     for line in TABLE.read_text(encoding='utf-8').splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
-        if len(cells) == 9 and cells[0].startswith('sm_'):
-            rows[cells[0]] = Resources(*map(int, cells[1:8]))
+        if len(cells) == 10 and cells[0].startswith('sm_'):
+            rows[cells[0]] = Resources(*map(int, cells[1:9]))
     return rows
 
 
@@ -168,9 +179,10 @@ def write_table(rows):
              'Read from the machine code (triton 3.9.0) of every kernel and entry of the launch',
              'tables; `python -m tests.gpufree.resources` writes this file, `make test-gpufree`',
              'fails where a figure has got worse. `local`: accesses of spilled registers; `wide`,',
-             '`narrow`: accesses of global memory of 128 bits and of less; `blocks`: programs that',
-             'fit on a multiprocessor at once, of which the launch table claims the second number.',
-             '', '| kernel | ' + ' | '.join(head) + ' | blocks |', '|---' * 9 + '|']
+             '`narrow`: accesses of global memory of 128 bits and of less; `tensor`: products on',
+             'tensor cores; `blocks`: programs that fit on a multiprocessor at once, of which the',
+             'launch table claims the second number.',
+             '', '| kernel | ' + ' | '.join(head) + ' | blocks |', '|---' * 10 + '|']
     for case, r in rows.items():
         tile = case.call()[1].tile
         fit = blocks_per_sm(r, tile.warps, case.generation)

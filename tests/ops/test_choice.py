@@ -135,8 +135,24 @@ def test_the_report():
     rows = {row.name: row for row in found.rows}
     assert set(rows) == {'adjoint_window', 'es_trace_window', 'd_trace_window', 'trace_gradient'}
     assert {row.backend for row in rows.values()} == {'jax'}
-    assert rows['adjoint_window'].on_gpu == 'triton' and rows['trace_gradient'].on_gpu == 'jax'
+    assert rows['adjoint_window'].on_gpu == 'triton'
+    assert rows['trace_gradient'].on_gpu == 'triton'
     assert 'adjoint_window' in str(found) and found.to_dict()['rows'][0]['primitive']
+
+
+@pytest.mark.parametrize('T, I, O, precision, reason', [
+    (50, 2048, 2048, 'tf32', 'product of one term'), (50, 8, 2048, 'highest', 'fewer than 16'),
+    (50, 2048, 8, 'bf16x3', 'fewer than 16'), (50, 128, 128, 'highest', 'few tiles'),
+    (50, 2048, 2048, 'highest', None), (4, 128, 128, 'bf16x3', None)])
+def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, reason):  # noqa: E741
+    """By the automatic choice, which says why; not where the kernel is named."""
+    operation, here = OPERATIONS['trace_gradient'], choice.Place('interpret', 90, 'none', 1, False)
+    given = [jax.ShapeDtypeStruct((T, 32, n), jnp.float32) for n in (I, O)]
+    found = choice.decide(operation, given, {'precision': precision}, 'auto', here)
+    assert found.backend == ('jax' if reason else 'triton')
+    assert reason is None or reason in found.reason
+    named = choice.decide(operation, given, {'precision': precision}, 'triton', here)
+    assert named.backend == 'triton'
 
 
 def test_recognisable_in_a_jaxpr(operands):

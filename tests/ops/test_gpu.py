@@ -32,10 +32,10 @@ class TestDTraceWindow(suites.DTraceWindowSuite):
 
 
 class TestTraceGradient(suites.TraceGradientSuite):
-    """Has no kernel of its own: the product that XLA makes for this device."""
+    backend = 'triton'
 
 
-@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+@pytest.mark.parametrize('name', OPERATIONS)
 def test_the_kernel_passes_its_check_and_is_chosen(name):
     verify.forget()
     found = ops.why(name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.trace_gradient import launch
@@ -21,21 +20,28 @@ __all__ = ['PRECISIONS', 'TRACE_GRADIENT', 'trace_gradient']
 _NAMES = ('inputs', 'delta', 'total')
 
 
-def _axes(inputs: Any, delta: Any, total: Any, precision: str) -> Axes:
+def _arguments(count: int, **_: Any) -> Sequence[str]:
+    return _NAMES[:count]
+
+
+def _axes(inputs: Any, delta: Any, *total: Any, precision: str) -> Axes:
     name = 'trace_gradient'
     lanes = positions(name, 'inputs', inputs, '[T, B, I]', 3)
     ranked(name, 'delta', delta, '[T, B, O]', len(lanes) + 3)
-    ranked(name, 'total', total, '[I, O]', len(lanes) + 2)
-    return Axes(operands=((*lanes, 't', 'b', 'i'), (*lanes, 't', 'b', 'o'), (*lanes, 'i', 'o')),
-                results=((*lanes, 'i', 'o'),), replicated=frozenset(), summed=('t', 'b'))
+    for a in total:
+        ranked(name, 'total', a, '[I, O]', len(lanes) + 2)
+    result = (*lanes, 'i', 'o')
+    operands = ((*lanes, 't', 'b', 'i'), (*lanes, 't', 'b', 'o'), *(result for _ in total))
+    return Axes(operands=operands,
+                results=(result,), replicated=frozenset(), summed=('t', 'b'))
 
 
 def _dtypes(*operands: Any, precision: str) -> list[Any]:
-    return [same_dtype('trace_gradient', _NAMES, operands)]
+    return [same_dtype('trace_gradient', _NAMES[:len(operands)], operands)]
 
 
 def _reference(*operands: Any, precision: str) -> Any:
-    return (_definition(*operands, precision),)
+    return (_definition(*operands, precision=precision),)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -50,15 +56,20 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
 
 
 def _cases() -> list[Any]:
+    """Spikes, but for ``'highest'``; and for ``'tf32'`` deltas that its rounding leaves alone."""
     rng = np.random.default_rng(3)
     draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     spikes = (rng.random((5, 3, 33)) < 0.2).astype(np.float32)
-    return [((spikes, draw(5, 3, 36), draw(33, 36)), {'precision': 'bf16x3'})]
+    delta, total = draw(5, 3, 36), draw(33, 36)
+    few_bits = np.float32(np.round(delta * 32) / 32)
+    return [((x, d, total), {'precision': precision}) for precision, x, d in (
+        ('bf16x3', spikes, delta), ('highest', draw(5, 3, 33), delta),
+        ('bf16x2', spikes, delta), ('tf32', spikes, few_bits))]
 
 
 TRACE_GRADIENT = define(Operation(
-    name='trace_gradient', arguments=lambda count, **_: _NAMES, reference=_reference, axes=_axes,
-    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
+    name='trace_gradient', arguments=_arguments, reference=_reference, axes=_axes,
+    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases, addend=2))
 
 
 def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str = 'highest',
@@ -97,8 +108,5 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     if precision not in PRECISIONS:
         raise ValueError(f'trace_gradient: `precision` is {precision!r}; it takes '
                          f"{', '.join(map(repr, PRECISIONS))}, e.g. precision='highest'.")
-    inputs, delta = jnp.asarray(inputs), jnp.asarray(delta)
-    if total is None:
-        shape = (*inputs.shape[:-3], inputs.shape[-1], delta.shape[-1])
-        total = jnp.zeros(shape, delta.dtype)
-    return bind(TRACE_GRADIENT, inputs, delta, total, backend=backend, precision=precision)[0]
+    given = (inputs, delta) if total is None else (inputs, delta, total)
+    return bind(TRACE_GRADIENT, *given, backend=backend, precision=precision)[0]
