@@ -13,7 +13,7 @@ The automatic choice is the kernel where it saves work, and XLA's product elsewh
 
 * ``'tf32'``: one product of one term, which XLA's library makes as well; the kernel serves who
   names it.
-* fewer than 16 inputs or outputs: tensor cores would multiply padding.
+* fewer than 16 inputs, outputs or rows: tensor cores would multiply padding.
 * few tiles: the rows would have to be shared out and partial sums added by a second launch, which
   XLA's library does inside of one call.
 """
@@ -48,13 +48,15 @@ _ROWS = 256
 _SIDE = 16
 
 
-def plan(inputs: Any, delta: Any, total: Any = None, *, capability: int,
-         precision: str) -> KernelCall | str:
+def plan(inputs: Any, delta: Any, total: Any = None, *, capability: int, precision: str,
+         by_sample: bool) -> KernelCall | str:
     """The launch for these operands, or why there is none."""
     if inputs.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {inputs.dtype}'
     lanes, (T, B, I), O = inputs.shape[:-3], inputs.shape[-3:], delta.shape[-1]
-    V, K = math.prod(lanes), T * B
+    if by_sample:
+        lanes = (*lanes, B)
+    V, K = math.prod(lanes), T if by_sample else T * B
     tile, tiles = _tile(generation(capability), precision, V, I, O)
     BI, BO, BK = tile.block
     parts = 1 if tiles >= _FEWEST else min(ceil_div(_ENOUGH, tiles), ceil_div(K, _ROWS))
@@ -72,13 +74,13 @@ def plan(inputs: Any, delta: Any, total: Any = None, *, capability: int,
     return KernelCall(
         kernel=f'trace_gradient.trace_gradient{"_onto" * onto}',
         outputs=(((*lanes, I, O) if onto else (parts, *lanes, I, O), np.float32),),
-        grid=(tiles, parts), scalars=(K, chunk),
+        grid=(tiles, parts), scalars=(K, chunk, B if by_sample else 1),
         constants={'I': I, 'O': O, 'X_TERMS': x_terms, 'D_TERMS': d_terms, 'NARROW': narrow,
                    'BI': BI, 'BO': BO, 'BK': BK},
         tile=tile, aliases={2: 0} if onto else {},
         prepare=lambda operands: operands[:2 + onto], finish=finish,
         operations=operations, unit=unit,
-        rather=_rather(precision, I, O, parts))
+        rather=_rather(precision, K, I, O, parts))
 
 
 def _tile(generation: int, precision: str, V: int, I: int, O: int) -> tuple[Tile, int]:
@@ -100,12 +102,12 @@ def work(rows: int, I: int, O: int, precision: str) -> tuple[int, str]:
     return 2 * rows * I * O * products, 'bf16' if narrow else 'tf32'
 
 
-def _rather(precision: str, I: int, O: int, parts: int) -> str:
+def _rather(precision: str, K: int, I: int, O: int, parts: int) -> str:
     """Why the automatic choice leaves a product to XLA, or nothing."""
     if precision == 'tf32':
         return "one product of one term, which XLA's library makes as well"
-    if min(I, O) < _SIDE:
-        return f'fewer than {_SIDE} inputs or outputs: tensor cores would multiply padding'
+    if min(K, I, O) < _SIDE:
+        return f'fewer than {_SIDE} inputs, outputs or rows: tensor cores would multiply padding'
     if parts > 1:
         return "few tiles: XLA's library shares out the rows inside of one call"
     return ''

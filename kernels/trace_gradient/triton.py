@@ -81,7 +81,7 @@ def _product(x, d, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.cons
 
 
 @triton.jit
-def _tile(inputs, delta, total, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
+def _tile(inputs, delta, total, K, CHUNK, G, out, I: tl.constexpr, O: tl.constexpr,
           X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
           ADD: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     ACROSS: tl.constexpr = (O + BO - 1) // BO
@@ -91,11 +91,12 @@ def _tile(inputs, delta, total, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
     part = tl.program_id(1)
     i = tile // ACROSS * BI + tl.arange(0, BI)
     o = tile % ACROSS * BO + tl.arange(0, BO)
-    rows = tl.cast(lane, tl.int64) * K
+    # the rows of a lane lie together, or between those of the G lanes (samples) of a step
+    rows = tl.cast(lane // G, tl.int64) * K * G + lane % G
     acc = tl.zeros((BI, BO), tl.float32)
     for first in range(part * CHUNK, min(part * CHUNK + CHUNK, K), BK):
         k = first + tl.arange(0, BK)
-        at = rows + k
+        at = rows + k * G
         x = tl.load(inputs + at[:, None] * I + i[None, :],
                     mask=(k[:, None] < K) & (i[None, :] < I), other=0.)
         d = tl.load(delta + at[:, None] * O + o[None, :],
@@ -110,25 +111,26 @@ def _tile(inputs, delta, total, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
 
 
 @triton.jit
-def trace_gradient(inputs, delta, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
+def trace_gradient(inputs, delta, K, CHUNK, G, out, I: tl.constexpr, O: tl.constexpr,
                    X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
                    BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """Of ``out[part]`` the product of a part of the rows."""
-    _tile(inputs, delta, out, K, CHUNK, out, I, O, X_TERMS, D_TERMS, NARROW, False, BI, BO, BK)
+    _tile(inputs, delta, out, K, CHUNK, G, out, I, O, X_TERMS, D_TERMS, NARROW, False, BI, BO, BK)
 
 
 @triton.jit
-def trace_gradient_onto(inputs, delta, total, K, CHUNK, I: tl.constexpr, O: tl.constexpr,
+def trace_gradient_onto(inputs, delta, total, K, CHUNK, G, I: tl.constexpr, O: tl.constexpr,
                         X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
                         BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """Onto what ``total`` holds."""
-    _tile(inputs, delta, total, K, CHUNK, total, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO, BK)
+    _tile(inputs, delta, total, K, CHUNK, G, total, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO,
+          BK)
 
 
 @triton.jit
-def trace_gradient_onto_two_pointers(inputs, delta, total, K, CHUNK, out, I: tl.constexpr,
+def trace_gradient_onto_two_pointers(inputs, delta, total, K, CHUNK, G, out, I: tl.constexpr,
                                      O: tl.constexpr, X_TERMS: tl.constexpr,
                                      D_TERMS: tl.constexpr, NARROW: tl.constexpr,
                                      BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """For jax-triton before 0.4, which passes the aliased output a second time."""
-    _tile(inputs, delta, total, K, CHUNK, out, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO, BK)
+    _tile(inputs, delta, total, K, CHUNK, G, out, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO, BK)

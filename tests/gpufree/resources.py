@@ -100,7 +100,8 @@ def _product_cases():
         operands = (((T, B, n), jnp.float32),) * 2
         for onto in (False, True) if size != 'shared' else (False,):
             yield Case(g, 'trace_gradient', f'{precision} {size}{" onto" * onto}',
-                       operands + (((n, n), jnp.float32),) * onto, (('precision', precision),))
+                       operands + (((n, n), jnp.float32),) * onto,
+                       (('precision', precision), ('by_sample', False)))
 
 
 CASES = [*_scan_cases(), *_trace_cases(), *_product_cases()]

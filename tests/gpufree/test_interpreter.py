@@ -87,7 +87,8 @@ class TestTraceGradient(suites.TraceGradientSuite):
         monkeypatch.setattr(product_launch, '_ROWS', 30)
         jax.clear_caches()
         operands = self.operands(T=30, B=7, I=20, O=40)[:2 + total]
-        call = OPERATIONS['trace_gradient'].kernel(*operands, capability=90, precision='highest')
+        call = OPERATIONS['trace_gradient'].kernel(*operands, capability=90, precision='highest',
+                                                   by_sample=False)
         assert call.grid[1] == parts and bool(call.aliases) == (total and parts == 1)
         got = self.run(*operands)
         jax.clear_caches()
@@ -111,6 +112,10 @@ class TestTraceGradient(suites.TraceGradientSuite):
             got = self.run(x * np.float32(scale), delta)
             suites.close(np.asarray(got, float) / np.float32(scale),
                          oracle.trace_gradient(x, delta), self.tolerance)
+
+
+class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
+    backend = 'triton'
 
 
 @pytest.mark.parametrize('precision', ops.PRECISIONS)

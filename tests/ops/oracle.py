@@ -43,7 +43,7 @@ def d_trace_window(trace, inputs, factor, transition, signal, gradient='entering
     return new, np.einsum('bos,bios->io', L, paired)
 
 
-def trace_gradient(inputs, delta, total=None):
+def trace_gradient(inputs, delta, total=None, by_sample=False):
     x, d = np.asarray(inputs, float), np.asarray(delta, float)
-    out = np.einsum('tbi,tbo->io', x, d)
+    out = np.einsum('tbi,tbo->bio' if by_sample else 'tbi,tbo->io', x, d)
     return out if total is None else out + np.asarray(total, float)

@@ -333,26 +333,48 @@ class DTraceWindowSuite(Suite):
 class TraceGradientSuite(Suite):
     """``trace_gradient``."""
 
-    precision = 'highest'
+    options = {'precision': 'highest', 'by_sample': False}
 
     def operands(self, S=2, dtype=jnp.float32, T=3, B=4, I=5, O=7):  # noqa: E741
+        samples = (B,) * self.options['by_sample']
         return [draw(1, T, B, I, dtype=dtype), draw(2, T, B, O, dtype=dtype),
-                draw(3, I, O, dtype=dtype)]
+                draw(3, *samples, I, O, dtype=dtype)]
 
     def call(self, *operands, backend=None):
-        return ops.trace_gradient(*operands, precision=self.precision, backend=backend)
+        return ops.trace_gradient(*operands, **self.options, backend=backend)
 
     def definition(self, *operands):
         from traceops.kernels.trace_gradient.reference import trace_gradient
-        return trace_gradient(*operands, precision=self.precision)
+        return trace_gradient(*operands, **self.options)
+
+    def expected(self, *operands):
+        return oracle.trace_gradient(*operands, by_sample=self.options['by_sample'])
 
     @pytest.mark.parametrize('T, B, I, O', [(1, 1, 1, 1), (5, 3, 60, 63), (50, 8, 17, 100)])
     def test_matches_a_loop(self, T, B, I, O):  # noqa: E741
         operands = self.operands(T=T, B=B, I=I, O=O)
-        close(self.run(*operands), oracle.trace_gradient(*operands), self.tolerance)
-        close(ops.trace_gradient(*operands[:2], backend=self.backend),
-              oracle.trace_gradient(*operands[:2]), self.tolerance)
+        close(self.run(*operands), self.expected(*operands), self.tolerance)
+        close(self.run(*operands[:2]), self.expected(*operands[:2]), self.tolerance)
 
     def test_an_empty_batch(self):
         assert not np.asarray(ops.trace_gradient(
             jnp.zeros((3, 0, 5)), jnp.zeros((3, 0, 7)), backend=self.backend)).any()
+
+
+class TraceGradientBySampleSuite(TraceGradientSuite):
+    """The same, summed over steps alone."""
+
+    options = {'precision': 'highest', 'by_sample': True}
+    test_an_empty_batch = None
+
+    def test_samples_one_by_one(self):
+        """As large as a CPU takes them one after the other."""
+        operands = self.operands(T=4, B=3, I=130, O=140)[:2]
+        close(self.run(*operands), self.expected(*operands), self.tolerance)
+
+    @pytest.mark.parametrize('S, T', [(1, 4), (2, 4), (3, 1)])
+    def test_a_trace_that_starts_from_zero(self, S, T):
+        x, factor = draw(1, T, 3, 5), draw(2, T, 3, 7, S)
+        want = oracle.d_trace_window(jnp.zeros((3, 5, 7, S)), x, factor,
+                                     jnp.zeros((3, 7, S, S)), jnp.zeros((3, 7, S)))[0]
+        close(ops.d_trace_start(x, factor, backend=self.backend), want, self.tolerance)

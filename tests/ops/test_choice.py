@@ -148,10 +148,11 @@ def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, reaso
     """By the automatic choice, which says why; not where the kernel is named."""
     operation, here = OPERATIONS['trace_gradient'], choice.Place('interpret', 90, 'none', 1, False)
     given = [jax.ShapeDtypeStruct((T, 32, n), jnp.float32) for n in (I, O)]
-    found = choice.decide(operation, given, {'precision': precision}, 'auto', here)
+    params = {'precision': precision, 'by_sample': False}
+    found = choice.decide(operation, given, params, 'auto', here)
     assert found.backend == ('jax' if reason else 'triton')
     assert reason is None or reason in found.reason
-    named = choice.decide(operation, given, {'precision': precision}, 'triton', here)
+    named = choice.decide(operation, given, params, 'triton', here)
     assert named.backend == 'triton'
 
 

@@ -35,6 +35,10 @@ class TestTraceGradient(suites.TraceGradientSuite):
     backend = 'triton'
 
 
+class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
+    backend = 'triton'
+
+
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_the_kernel_passes_its_check_and_is_chosen(name):
     verify.forget()

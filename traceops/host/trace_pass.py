@@ -107,7 +107,8 @@ class TracePass:
         x = x.reshape(T, -1, x.shape[-1]).astype(p.dtype)
         p = p.reshape(T, x.shape[1], -1, S)
         if old is None:
-            new = {'weight': d_trace_start(x, p), 'bias': p.sum(0)}
+            new = {'weight': d_trace_start(x, p, backend=self.backend),
+                   'bias': p.sum(0)}
             return {k: new[k].reshape(like[k].shape) for k in like}, None
         M = transition.reshape(*p.shape[1:], S)
         L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from traceops.kernels.trace_gradient import launch
 from traceops.kernels.trace_gradient.reference import PRECISIONS
@@ -24,24 +27,36 @@ def _arguments(count: int, **_: Any) -> Sequence[str]:
     return _NAMES[:count]
 
 
-def _axes(inputs: Any, delta: Any, *total: Any, precision: str) -> Axes:
+def _axes(inputs: Any, delta: Any, *total: Any, precision: str, by_sample: bool) -> Axes:
     name = 'trace_gradient'
     lanes = positions(name, 'inputs', inputs, '[T, B, I]', 3)
     ranked(name, 'delta', delta, '[T, B, O]', len(lanes) + 3)
+    result = (*lanes, *('b',) * by_sample, 'i', 'o')
     for a in total:
-        ranked(name, 'total', a, '[I, O]', len(lanes) + 2)
-    result = (*lanes, 'i', 'o')
+        ranked(name, 'total', a, '[B, I, O]' if by_sample else '[I, O]', len(result))
     operands = ((*lanes, 't', 'b', 'i'), (*lanes, 't', 'b', 'o'), *(result for _ in total))
     return Axes(operands=operands,
                 results=(result,), replicated=frozenset(), summed=('t', 'b'))
 
 
-def _dtypes(*operands: Any, precision: str) -> list[Any]:
+def _dtypes(*operands: Any, **_: Any) -> list[Any]:
     return [same_dtype('trace_gradient', _NAMES[:len(operands)], operands)]
 
 
-def _reference(*operands: Any, precision: str) -> Any:
-    return (_definition(*operands, precision=precision),)
+#: Bytes of one sample's product from which a CPU takes the samples one by one.
+_LARGE = 2 ** 16
+
+
+def _reference(inputs: Any, delta: Any, *total: Any, precision: str, by_sample: bool) -> Any:
+    whole = functools.partial(_definition, precision=precision, by_sample=by_sample)
+    size = inputs.shape[-1] * delta.shape[-1] * np.dtype(delta.dtype).itemsize
+    if total or not by_sample or inputs.ndim > 3 or inputs.shape[1] < 2 or size < _LARGE:
+        return (whole(inputs, delta, *total),)
+
+    def one_by_one(inputs: Any, delta: Any) -> Any:
+        return lax.map(lambda sample: whole(sample[0][:, None], sample[1][:, None])[0],
+                       (jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(delta, 1, 0)))
+    return (lax.platform_dependent(inputs, delta, cpu=one_by_one, default=whole),)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -62,7 +77,7 @@ def _cases() -> list[Any]:
     spikes = (rng.random((5, 3, 33)) < 0.2).astype(np.float32)
     delta, total = draw(5, 3, 36), draw(33, 36)
     few_bits = np.float32(np.round(delta * 32) / 32)
-    return [((x, d, total), {'precision': precision}) for precision, x, d in (
+    return [((x, d, total), {'precision': precision, 'by_sample': False}) for precision, x, d in (
         ('bf16x3', spikes, delta), ('highest', draw(5, 3, 33), delta),
         ('bf16x2', spikes, delta), ('tf32', spikes, few_bits))]
 
@@ -73,7 +88,7 @@ TRACE_GRADIENT = define(Operation(
 
 
 def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str = 'highest',
-                   backend: str | None = None) -> Any:
+                   by_sample: bool = False, backend: str | None = None) -> Any:
     r"""Weight gradient of a window: :math:`dW = dW_0 + \sum_t \sum_b x \otimes \delta`.
 
     Parameters
@@ -91,6 +106,8 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
         that tensor cores do the work: errors about 1e-7 and 3e-6; other inputs are rounded
         (2e-3). ``'tf32'``: both operands rounded to 10 bits: 3e-4. Measured by
         ``tests/ops/test_trace_gradient.py``. In float64 all are ``'highest'``.
+    by_sample : bool
+        Sum over steps alone. The result is ``[B, I, O]``, and so is ``total``.
     backend : {'auto', 'jax', 'triton'}, optional
         Default: ``traceops.settings().backend``.
 
@@ -109,4 +126,5 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
         raise ValueError(f'trace_gradient: `precision` is {precision!r}; it takes '
                          f"{', '.join(map(repr, PRECISIONS))}, e.g. precision='highest'.")
     given = (inputs, delta) if total is None else (inputs, delta, total)
-    return bind(TRACE_GRADIENT, *given, backend=backend, precision=precision)[0]
+    return bind(TRACE_GRADIENT, *given, backend=backend, precision=precision,
+                by_sample=bool(by_sample))[0]
