@@ -74,9 +74,9 @@ def plan(inputs: Any, delta: Any, total: Any = None, *, capability: int, precisi
     return KernelCall(
         kernel=f'trace_gradient.trace_gradient{"_onto" * onto}',
         outputs=(((*lanes, I, O) if onto else (parts, *lanes, I, O), np.float32),),
-        grid=(tiles, parts), scalars=(K, chunk, B if by_sample else 1),
-        constants={'I': I, 'O': O, 'X_TERMS': x_terms, 'D_TERMS': d_terms, 'NARROW': narrow,
-                   'BI': BI, 'BO': BO, 'BK': BK},
+        grid=(tiles, parts), scalars=(K, chunk),
+        constants={'I': I, 'O': O, 'G': B if by_sample else 1, 'X_TERMS': x_terms,
+                   'D_TERMS': d_terms, 'NARROW': narrow, 'BI': BI, 'BO': BO, 'BK': BK},
         tile=tile, aliases={2: 0} if onto else {},
         prepare=lambda operands: operands[:2 + onto], finish=finish,
         operations=operations, unit=unit,

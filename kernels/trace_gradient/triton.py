@@ -81,7 +81,7 @@ def _product(x, d, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.cons
 
 
 @triton.jit
-def _tile(inputs, delta, total, K, CHUNK, G, out, I: tl.constexpr, O: tl.constexpr,
+def _tile(inputs, delta, total, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr, G: tl.constexpr,
           X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
           ADD: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     ACROSS: tl.constexpr = (O + BO - 1) // BO
@@ -111,26 +111,26 @@ def _tile(inputs, delta, total, K, CHUNK, G, out, I: tl.constexpr, O: tl.constex
 
 
 @triton.jit
-def trace_gradient(inputs, delta, K, CHUNK, G, out, I: tl.constexpr, O: tl.constexpr,
-                   X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
-                   BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
+def trace_gradient(inputs, delta, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
+                   G: tl.constexpr, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr,
+                   NARROW: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """Of ``out[part]`` the product of a part of the rows."""
-    _tile(inputs, delta, out, K, CHUNK, G, out, I, O, X_TERMS, D_TERMS, NARROW, False, BI, BO, BK)
+    _tile(inputs, delta, out, K, CHUNK, out, I, O, G, X_TERMS, D_TERMS, NARROW, False, BI, BO, BK)
 
 
 @triton.jit
-def trace_gradient_onto(inputs, delta, total, K, CHUNK, G, I: tl.constexpr, O: tl.constexpr,
-                        X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
-                        BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
+def trace_gradient_onto(inputs, delta, total, K, CHUNK, I: tl.constexpr, O: tl.constexpr,
+                        G: tl.constexpr, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr,
+                        NARROW: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """Onto what ``total`` holds."""
-    _tile(inputs, delta, total, K, CHUNK, G, total, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO,
+    _tile(inputs, delta, total, K, CHUNK, total, I, O, G, X_TERMS, D_TERMS, NARROW, True, BI, BO,
           BK)
 
 
 @triton.jit
-def trace_gradient_onto_two_pointers(inputs, delta, total, K, CHUNK, G, out, I: tl.constexpr,
-                                     O: tl.constexpr, X_TERMS: tl.constexpr,
+def trace_gradient_onto_two_pointers(inputs, delta, total, K, CHUNK, out, I: tl.constexpr,
+                                     O: tl.constexpr, G: tl.constexpr, X_TERMS: tl.constexpr,
                                      D_TERMS: tl.constexpr, NARROW: tl.constexpr,
                                      BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     """For jax-triton before 0.4, which passes the aliased output a second time."""
-    _tile(inputs, delta, total, K, CHUNK, G, out, I, O, X_TERMS, D_TERMS, NARROW, True, BI, BO, BK)
+    _tile(inputs, delta, total, K, CHUNK, out, I, O, G, X_TERMS, D_TERMS, NARROW, True, BI, BO, BK)

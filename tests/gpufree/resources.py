@@ -17,6 +17,7 @@ import tempfile
 import jax
 import jax.numpy as jnp
 
+from traceops.kernels.adjoint_window.launch import is_separate
 from traceops.kernels.launch import GENERATIONS, kernel_function
 from traceops.ops import PRECISIONS
 from traceops.ops.primitive import OPERATIONS
@@ -76,10 +77,29 @@ def _scan_cases():
             vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
             form = f'S={S} {size} relations={R} filter={kappa is not None}'
             yield Case(g, 'adjoint_window', form,
-                       (vector, matrix, *(vector,) * R), (('kappa', kappa), ('states', 0)))
+                       (vector, matrix, *(vector,) * R),
+                       (('kappa', kappa), ('states', 0), ('leaving', False)))
         yield Case(g, 'es_trace_window', f'S={S} {size}',
                    (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
                    (('decay_x', .9), ('decay_f', .9)))
+
+
+def _scan_forms():
+    """The scan with one operand a state, and its other form."""
+    for g, S, (size, place) in itertools.product(
+            GENERATIONS, (1, 2, 3, 4), (('few', (32, 512)), ('many', (32, 2048)))):
+        one = ((50, *place), jnp.float32)
+        vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
+        for R in (1, 4):
+            apart = is_separate(S, R)
+            for kappa in (None, .5) if apart else ():
+                yield Case(g, 'adjoint_window',
+                           f'S={S} {size} relations={R} filter={kappa is not None} apart',
+                           (one,) * (S + S * S + R * S),
+                           (('kappa', kappa), ('states', S), ('leaving', False)))
+            yield Case(g, 'adjoint_window', f'S={S} {size} relations={R} leaving{" apart" * apart}',
+                       (one,) * (S * S + R * S) if apart else (matrix, *(vector,) * R),
+                       (('kappa', .5), ('states', S * apart), ('leaving', True)))
 
 
 def _trace_cases():
@@ -102,9 +122,14 @@ def _product_cases():
             yield Case(g, 'trace_gradient', f'{precision} {size}{" onto" * onto}',
                        operands + (((n, n), jnp.float32),) * onto,
                        (('precision', precision), ('by_sample', False)))
+    for g, precision, (size, n) in itertools.product(GENERATIONS, PRECISIONS, (
+            ('many', 1024), ('few', 128))):
+        yield Case(g, 'trace_gradient', f'{precision} {size} by sample',
+                   (((T, B, n), jnp.float32),) * 2,
+                   (('precision', precision), ('by_sample', True)))
 
 
-CASES = [*_scan_cases(), *_trace_cases(), *_product_cases()]
+CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases()]
 
 
 def compile_case(case):

@@ -33,6 +33,15 @@ class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
     test_an_empty_batch = test_states_may_be_separate = None
 
 
+class TestLeavingWindow(suites.LeavingWindowSuite):
+    backend = 'triton'
+
+
+class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
+    backend, kappa = 'triton', 0.6
+    test_matches_a_loop = test_one_step_and_an_empty_batch = test_a_trace_made_of_it = None
+
+
 class TestEsTraceWindow(suites.EsTraceWindowSuite):
     backend = 'triton'
 

@@ -27,6 +27,15 @@ def spikes(seed, *shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).random(shape) < 0.3, dtype)
 
 
+def parts(array):
+    """A trailing axis of states as one array a state."""
+    return tuple(array[..., s] for s in range(array.shape[-1]))
+
+
+def rows(array):
+    return tuple(parts(array[..., i, :]) for i in range(array.shape[-2]))
+
+
 def close(got, want, tolerance):
     got, want = jax.tree.leaves(got), jax.tree.leaves(want)
     assert len(got) == len(want)
@@ -152,7 +161,7 @@ class AdjointWindowSuite(Suite):
 
     def definition(self, signal, jacobian, *factors):
         from traceops.ops.adjoint_window import _reference
-        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0)
+        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving=False)
 
     @pytest.mark.parametrize('S', [1, 2, 3, 4])
     @pytest.mark.parametrize('place', SHAPES)
@@ -185,12 +194,70 @@ class AdjointWindowSuite(Suite):
         (delta, _), entering = self.run(*self.operands(place=(0, 9)))
         assert delta.shape == (4, 0, 9) and entering.shape == (0, 9, 2)
 
-    def test_states_may_be_separate(self):
-        signal, jacobian, factor = self.operands(R=1)
-        parts = lambda a: tuple(a[..., s] for s in range(2))  # noqa: E731
-        got = ops.adjoint_window(parts(signal), [parts(jacobian[..., i, :]) for i in range(2)],
-                                 [parts(factor)], backend=self.backend)
-        close(got, self.run(signal, jacobian, factor), 1e-7)
+    @pytest.mark.parametrize('S, R', [(1, 2), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2),
+                                      (4, 1)])
+    @pytest.mark.parametrize('kappa', [None, 0.7])
+    def test_states_may_be_separate(self, S, R, kappa):
+        signal, jacobian, *factors = self.operands(S, R=R, place=(2, 37))
+        got = ops.adjoint_window(parts(signal), rows(jacobian), [parts(f) for f in factors],
+                                 kappa=kappa, backend=self.backend)
+        close(got, oracle.adjoint_window(signal, jacobian, factors, kappa), self.tolerance)
+
+    def test_separate_states_under_vmap(self):
+        signal, jacobian, factor = (jnp.stack([a, -a, 2 * a]) for a in self.operands(R=1))
+        got = jax.vmap(lambda L, D, f: ops.adjoint_window(
+            L, D, [f], kappa=self.kappa, backend=self.backend))(
+                parts(signal), rows(jacobian), parts(factor))
+        one = [self.run(signal[k], jacobian[k], factor[k]) for k in range(3)]
+        close(got, jax.tree.map(lambda *a: jnp.stack(a), *one), 2e-6)
+
+
+class LeavingWindowSuite(Suite):
+    """``adjoint_window`` in its other form: what a leaving trace is made of."""
+
+    kappa = None
+
+    def operands(self, S=2, dtype=jnp.float32, T=4, place=(2, 9), R=2):
+        return [draw(2, T, *place, S, S, scale=.6, dtype=dtype),
+                *(draw(3 + r, T, *place, S, dtype=dtype) for r in range(R))]
+
+    def call(self, jacobian, *factors, backend=None):
+        return ops.leaving_window(jacobian, factors, kappa=self.kappa, backend=backend)
+
+    def definition(self, jacobian, *factors):
+        from traceops.kernels.adjoint_window.reference import leaving_window
+        return leaving_window(jacobian, factors, self.kappa)
+
+    @pytest.mark.parametrize('S, R', [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1),
+                                      (3, 4), (4, 1), (4, 2)])
+    @pytest.mark.parametrize('place', [(3, 60), (1, 1), (7,)])
+    @pytest.mark.parametrize('kappa', [None, 0.7])
+    def test_matches_a_loop(self, S, R, place, kappa):
+        jacobian, *factors = self.operands(S, R=R, place=place, T=6)
+        want = oracle.leaving_window(jacobian, factors, kappa)
+        got = ops.leaving_window(jacobian, factors, kappa=kappa, backend=self.backend)
+        close(got, want, self.tolerance)
+        apart = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
+                                   backend=self.backend)
+        close(apart, want, self.tolerance)
+
+    def test_one_step_and_an_empty_batch(self):
+        jacobian, *factors = self.operands(T=1)
+        close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
+              self.tolerance)
+        (product, _), transition = self.run(*self.operands(place=(0, 9)))
+        assert product.shape == (4, 0, 9, 2) and transition.shape == (0, 9, 2, 2)
+
+    def test_a_trace_made_of_it(self):
+        """With the operation that takes it: as step after step."""
+        D, f = self.operands(R=1, place=(2, 8))
+        x, e = draw(5, 4, 2, 5), draw(6, 2, 5, 8, 2)
+        (p,), M = self.run(D, f)
+        zero = jnp.zeros((2, 8, 2))
+        got, _ = ops.d_trace_window(e, x, p, M, zero, gradient='none', backend=self.backend)
+        for t in range(4):
+            e = oracle.d_trace_window(e, x[t:t + 1], f[t:t + 1], D[t], zero)[0]
+        close(got, e, 2e-6)
 
 
 class EsTraceWindowSuite(Suite):
