@@ -5,6 +5,8 @@
 Loops count as often as they run. A kernel is charged for what it touches: a slice that it reads
 of a large array, the update that it writes into one in place. Its time is XLA's own model where
 XLA gives one, else its bytes at full bandwidth: so a custom call counts its operands and results.
+A product of ours says how many operations it does, and counts those at the peak of the units that
+do them where that takes longer.
 A model is no timing: it compares programs that were compiled together.
 """
 
@@ -43,7 +45,10 @@ class Kernel:
     read, written : int
         Bytes that one launch touches.
     microseconds : float
-        Of one launch; ``modelled`` says whether XLA gave it, else it is bytes / bandwidth.
+        Of one launch.
+    basis : str
+        Where the time is from: ``'model'`` (XLA gave it), ``'bytes'`` (at full bandwidth) or
+        ``'operations'`` (at the peak of the units that do them).
     source : str
         What it was in the user's program.
     """
@@ -54,7 +59,7 @@ class Kernel:
     read: int
     written: int
     microseconds: float
-    modelled: bool
+    basis: str
     source: str
 
 
@@ -91,7 +96,23 @@ class _Instruction:
 _Body = dict[str, _Instruction]
 
 
-def kernels(text: str, bandwidth: float) -> list[Kernel]:
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    bandwidth: float
+    peaks: Mapping[str, float]
+
+    def time(self, touched: int, source: str) -> tuple[float, str]:
+        """Microseconds of a kernel without a model, and what they are due to."""
+        times = {'bytes': touched / self.bandwidth * 1e6}
+        said = re.search(r'/(\w+?)_operations_(\d+)', source)
+        if said and said[1] in self.peaks:
+            times['operations'] = int(said[2]) / self.peaks[said[1]] * 1e6
+        basis = max(times, key=lambda b: times[b])
+        return times[basis], basis
+
+
+def kernels(text: str, bandwidth: float,
+            peaks: Mapping[str, float] | None = None) -> list[Kernel]:
     """Every launch of a program.
 
     Parameters
@@ -100,9 +121,11 @@ def kernels(text: str, bandwidth: float) -> list[Kernel]:
         ``compiled.as_text()``.
     bandwidth : float
         Of the device's memory, in bytes a second.
+    peaks : mapping of str to float, optional
+        Operations a second of the device, by what they are done in (``'tf32'``).
     """
     bodies, entry = _computations(text)
-    return list(_visit(bodies, entry, 1, bandwidth))
+    return list(_visit(bodies, entry, 1, _Device(bandwidth, peaks or {})))
 
 
 def total(launched: Sequence[Kernel], text: str = '') -> Totals:
@@ -139,34 +162,34 @@ def _trips(text: str) -> int | None:
 
 
 def _visit(bodies: Mapping[str, _Body], name: str, times: int,
-           bandwidth: float) -> Iterator[Kernel]:
+           device: _Device) -> Iterator[Kernel]:
     body = bodies[name]
     for i in body.values():
         if i.op == 'while':
             trips = _trips(i.rest)
             # a loop of known length is not asked whether it goes on
             for inner in i.called('body') + ([] if trips else i.called('condition')):
-                yield from _visit(bodies, inner, times * (trips or 1), bandwidth)
+                yield from _visit(bodies, inner, times * (trips or 1), device)
         elif i.op == 'conditional':
-            branches = [list(_visit(bodies, b, times, bandwidth)) for b in i.called(
+            branches = [list(_visit(bodies, b, times, device)) for b in i.called(
                 'branch_computations', 'true_computation', 'false_computation')]
             yield from max(branches, key=lambda b: total(b).microseconds)
         elif i.op in ('call', 'async-start'):
             for inner in i.called('to_apply', 'calls'):
-                yield from _visit(bodies, inner, times, bandwidth)
+                yield from _visit(bodies, inner, times, device)
         elif i.op not in _FREE and not i.op.endswith(('-done', '-update')):
-            yield _kernel(bodies, body, i, times, bandwidth)
+            yield _kernel(bodies, body, i, times, device)
 
 
 def _kernel(bodies: Mapping[str, _Body], body: _Body, i: _Instruction, times: int,
-            bandwidth: float) -> Kernel:
+            device: _Device) -> Kernel:
     called = i.called('calls') if i.op in ('fusion', 'fusion-start') else []
     read, written = _traffic_of_fusion(bodies[called[0]]) if called else _traffic(body, i)
     modelled = i.attribute(r'"exec_time_us":([\d.eE+\-]+)')
     target = i.attribute(r'custom_call_target="([^"]+)"')
-    return Kernel(i.name, target or i.op, times, read, written,
-                  float(modelled) if modelled else (read + written) / bandwidth * 1e6,
-                  modelled is not None, i.attribute(r'op_name="([^"]+)"') or '')
+    source = i.attribute(r'op_name="([^"]+)"') or ''
+    time, basis = (float(modelled), 'model') if modelled else device.time(read + written, source)
+    return Kernel(i.name, target or i.op, times, read, written, time, basis, source)
 
 
 def _bytes(shape: str) -> int:

@@ -65,7 +65,7 @@ def read(compiled: Any, gpu: str) -> Program:
     """What a compiled program launches."""
     from traceops.benchmarks.targets import GPUS
     text = compiled.as_text()
-    kernels = hlo.kernels(text, GPUS[gpu].bandwidth)
+    kernels = hlo.kernels(text, GPUS[gpu].bandwidth, GPUS[gpu].peaks)
     return Program(tuple(kernels), hlo.total(kernels, text),
                    compiled.memory_analysis().temp_size_in_bytes)
 

@@ -182,7 +182,7 @@ def kernel_table(who: str, program: Program) -> str:
         out.add_row(f'{k.times * k.microseconds:.3g}', str(k.times),
                     k.name if k.operation == 'fusion' else k.operation,
                     f'{k.read / 1e6:.3g}', f'{k.written / 1e6:.3g}',
-                    'model' if k.modelled else 'bytes', escape(k.source[-70:]))
+                    k.basis, escape(k.source[-70:]))
     return render(out, width=160)
 
 
@@ -193,5 +193,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     aimed = any(f['aims'] for f in rows)
     head = '\n'.join(['missed:', *missed, '']) if missed else 'every aim met\n' * aimed
     return (f'{head}A model is no timing: it compares programs compiled together. A kernel of '
-            "which XLA has no model counts\nits bytes at the device's bandwidth. For matrix "
-            'products the model knows no tensor cores.')
+            "which XLA has no model counts\nits bytes at the device's bandwidth; one of ours "
+            'that is a product, its operations at the peak of what\nit multiplies in (dense bf16 '
+            'or tf32 tensor cores, float32 units) where those take longer. Neither is\nreached in '
+            "full. XLA's model of its own products knows no tensor cores.")

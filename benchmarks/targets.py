@@ -36,6 +36,14 @@ class Gpu:
     cache: int
     memory: int
     gigahertz: float
+    tensor_bf16: float          # dense operations a second
+    tensor_tf32: float
+
+    @property
+    def peaks(self) -> dict[str, float]:
+        """Operations a second by what they are done in."""
+        fp32 = 2e9 * self.multiprocessors * self.fp32_units * self.gigahertz
+        return {'bf16': self.tensor_bf16, 'tf32': self.tensor_tf32, 'fp32': fp32}
 
     def description(self) -> str:
         """In the text form of XLA's ``GpuTargetConfigProto``."""
@@ -60,11 +68,11 @@ class Gpu:
 #: From the vendor's data sheets and what the devices report.
 GPUS = {
     'a100': Gpu('NVIDIA A100-SXM4-80GB', (8, 0), 108, 64, 167936, 166912, 2039 * 10 ** 9,
-                40 * 2 ** 20, 84987740160, 1.41),
+                40 * 2 ** 20, 84987740160, 1.41, 312e12, 156e12),
     'h100': Gpu('NVIDIA H100 80GB HBM3', (9, 0), 132, 128, 233472, 232448, 335232 * 10 ** 7,
-                50 * 2 ** 20, 84929347584, 1.98),
+                50 * 2 ** 20, 84929347584, 1.98, 989e12, 495e12),
     'b200': Gpu('NVIDIA B200', (10, 0), 148, 128, 233472, 232448, 8 * 10 ** 12,
-                126 * 2 ** 20 + 524288, 191512968192, 1.965),
+                126 * 2 ** 20 + 524288, 191512968192, 1.965, 2250e12, 1100e12),
 }
 
 

@@ -61,6 +61,13 @@ class KernelCall:
         ``(operands) -> the kernel's operands``, in JAX: where they differ.
     finish : callable, optional
         ``(operands, outputs) -> results``, in JAX: where the outputs are not the results yet.
+    operations : int
+        Multiplications and additions, where they can be what takes the time (products).
+    unit : str
+        What they are done in: ``'bf16'`` or ``'tf32'`` (tensor cores), ``'fp32'``.
+    rather : str
+        Why the automatic choice leaves this call to XLA; empty where it does not. Who names the
+        kernel gets it.
     """
 
     kernel: str
@@ -72,6 +79,9 @@ class KernelCall:
     aliases: Mapping[int, int] = dataclasses.field(default_factory=dict)
     prepare: Callable[..., Sequence[Any]] | None = None
     finish: Callable[..., tuple[Any, ...]] | None = None
+    operations: int = 0
+    unit: str = ''
+    rather: str = ''
 
 
 def kernel_function(name: str) -> Any:

@@ -5,7 +5,8 @@
 import triton
 import triton.language as tl
 
-__all__ = ['load_rows', 'load_states', 'matvec', 'store_states', 'transposed_matvec']
+__all__ = ['load_rows', 'load_states', 'matvec', 'store_rows', 'store_states',
+           'transposed_matvec']
 
 
 @triton.jit
@@ -31,6 +32,13 @@ def store_states(ptr, at, live, values, S: tl.constexpr):
     """Write S tensors to positions ``at`` of an array ``[..., S]``."""
     for s in tl.static_range(S):
         tl.store(ptr + at * S + s, values[s], mask=live)
+
+
+@triton.jit
+def store_rows(ptr, at, live, rows, S: tl.constexpr):
+    """Write S x S tensors, row by row, to positions ``at`` of an array ``[..., S, S]``."""
+    for i in tl.static_range(S * S):
+        tl.store(ptr + at * (S * S) + i, rows[i], mask=live)
 
 
 @triton.jit

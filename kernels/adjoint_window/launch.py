@@ -11,7 +11,7 @@ import numpy as np
 
 from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation
 
-__all__ = ['MAX_RELATIONS', 'MAX_STATES', 'TABLE', 'plan']
+__all__ = ['MAX_RELATIONS', 'MAX_STATES', 'SEPARATE', 'TABLE', 'is_separate', 'plan']
 
 MAX_STATES, MAX_RELATIONS = 4, 4
 
@@ -25,27 +25,46 @@ TABLE: dict[tuple[int, str, int, bool], Tile] = {
 _FEW = 32768
 
 
-def plan(signal: Any, jacobian: Any, *factors: Any, capability: int,
-         kappa: float | None) -> KernelCall | str:
-    """The launch for these operands, or why there is none."""
-    S = signal.shape[-1]
-    if signal.dtype != np.float32:
-        return f'the kernel computes in float32, the operands are {signal.dtype}'
+#: Forms with one operand a state: how many relations each number of states may have. Others are
+#: joined first, which for one state costs nothing.
+SEPARATE = {2: 4, 3: 1, 4: 1}
+
+
+def is_separate(states: int, relations: int) -> bool:
+    """Whether a kernel takes the states as they are."""
+    return relations <= SEPARATE.get(states, 0)
+
+
+def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: bool,
+         separate: bool, once: int = 0) -> KernelCall | str:
+    """The launch for operands of these shapes, or why there is none.
+
+    ``once``: a bit for each operand, the Jacobian's first, set where it has one step for all.
+    """
+    S = jacobian.shape[-1]
+    if jacobian.dtype != np.float32:
+        return f'the kernel computes in float32, the operands are {jacobian.dtype}'
     if S > MAX_STATES:
         return f'{S} states a position do not fit in registers (at most {MAX_STATES})'
-    if not 1 <= len(factors) <= MAX_RELATIONS:
-        return f'the kernel serves 1 to {MAX_RELATIONS} relations a group, here {len(factors)}'
-    T, place = signal.shape[0], signal.shape[1:-1]
+    R = len(factors)
+    if not 1 <= R <= MAX_RELATIONS:
+        return f'the kernel serves 1 to {MAX_RELATIONS} relations a group, here {R}'
+    T, place = jacobian.shape[0], jacobian.shape[1:-2]
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S, N < _FEW]
+    form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
+    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'BLOCK': tile.block[0], 'ONCE': once}
+    name = f'{S}x{R}' if separate else R
     last = ((*place, S), np.float32)
+    if leaving:
+        return KernelCall(
+            kernel=f'adjoint_window.leaving_window_{name}', constants=constants, **form,
+            outputs=(*(((T, *place, S), np.float32) for _ in factors),
+                     ((*place, S, S), np.float32)))
     nothing = ((1,), np.float32)        # where there is no filter its pointer is never used
     return KernelCall(
-        kernel=f'adjoint_window.adjoint_window_{len(factors)}',
+        kernel=f'adjoint_window.adjoint_window_{name}',
         outputs=(*(((T, *place), np.float32) for _ in factors), last,
                  last if kappa is not None else nothing),
-        grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
-        constants={'N': N, 'S': S, 'KAPPA': kappa or 0., 'FILTER': kappa is not None,
-                   'BLOCK': tile.block[0]},
-        tile=tile,
+        constants={**constants, 'FILTER': kappa is not None}, **form,
         finish=None if kappa is not None else lambda operands, outputs: tuple(outputs[:-1]))

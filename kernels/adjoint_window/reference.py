@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from traceops.kernels.layout import split, split_rows, time_varying
 
-__all__ = ['adjoint_window', 'transposed_matvec']
+__all__ = ['adjoint_window', 'leaving_window', 'transposed_matvec']
 
 States = Sequence[Any]          # S arrays
 Jacobian = Sequence[States]     # rows of S arrays: [i][j] = d h_i(t) / d h_j(t-1)
@@ -80,3 +81,33 @@ def adjoint_window(
     carry = (zeros, zeros if kappa is not None else None)
     (entering, filtered), deltas = jax.lax.scan(back, carry, slices, reverse=True)
     return deltas, entering, filtered
+
+
+def leaving_window(jacobian: Jacobian, factors: Sequence[States],
+                   kappa: float | None = None) -> tuple[tuple[Any, ...], Any]:
+    r"""The same scan for every state after the window: what a trace that leaves it is made of.
+
+    Row by row: what is owed to state i at the end is what the adjoint of that state finds on its
+    way back.
+
+    Parameters
+    ----------
+    jacobian, factors, kappa
+        As in :func:`adjoint_window`; the first array of the Jacobian has every step.
+
+    Returns
+    -------
+    products : tuple of arrays, ``[T, ..., S]``
+        :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
+    transition : array, ``[..., S, S]``
+        :math:`M = D_T \cdots D_1`.
+    """
+    first = jacobian[0][0] if isinstance(jacobian, Sequence) else jacobian[..., 0, 0]
+    states = range(len(jacobian) if isinstance(jacobian, Sequence) else jacobian.shape[-1])
+    zero = jnp.zeros_like(first)
+    one = zero.at[-1].set(1.)
+    rows = [adjoint_window([one if j == i else zero for j in states], jacobian, factors, kappa)
+            for i in states]
+    products = tuple(jnp.stack([deltas[r] for deltas, _, _ in rows], -1)
+                     for r in range(len(factors)))
+    return products, jnp.stack([jnp.stack(entering, -1) for _, entering, _ in rows], -2)

@@ -3,31 +3,79 @@
 """Triton kernels of ``adjoint_window``: one thread walks the steps of one position.
 
 The states and the arriving adjoint stay in registers; the loads of the next step are issued
-before the arithmetic of this one.
+before the arithmetic of this one. Each kernel has an entry for every number of relations, for
+operands with a trailing axis of states (``adjoint_window_2``: two relations), and for one operand
+a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies.
 """
 
 import triton
 import triton.language as tl
 
-from traceops.kernels.states import load_rows, load_states, store_states, transposed_matvec
+from traceops.kernels.states import (
+    load_rows,
+    load_states,
+    matvec,
+    store_rows,
+    store_states,
+    transposed_matvec,
+)
 
-__all__ = ['adjoint_window_1', 'adjoint_window_2', 'adjoint_window_3', 'adjoint_window_4']
+__all__ = [
+    'adjoint_window_1', 'adjoint_window_2', 'adjoint_window_2x1', 'adjoint_window_2x2',
+    'adjoint_window_2x3', 'adjoint_window_2x4', 'adjoint_window_3', 'adjoint_window_3x1',
+    'adjoint_window_4', 'adjoint_window_4x1', 'leaving_window_1', 'leaving_window_2',
+    'leaving_window_2x1', 'leaving_window_2x2', 'leaving_window_2x3', 'leaving_window_2x4',
+    'leaving_window_3', 'leaving_window_3x1', 'leaving_window_4', 'leaving_window_4x1',
+]
 
 
 @triton.jit
-def _load_step(signal, jacobian, factors, t, n, live, N: tl.constexpr, S: tl.constexpr,
-               R: tl.constexpr):
+def _load(ptrs, at, n, live, COUNT: tl.constexpr, ONCE: tl.constexpr):
+    """The same position of each of COUNT arrays, some of which have one step for all."""
+    out = ()
+    for i in tl.static_range(COUNT):
+        if (ONCE >> i) % 2 == 1:
+            out = out + (tl.load(ptrs[i] + n, mask=live, other=0.).to(tl.float32),)
+        else:
+            out = out + (tl.load(ptrs[i] + at, mask=live, other=0.).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def _load_vector(ptrs, at, n, live, S: tl.constexpr, JOINED: tl.constexpr, ONCE: tl.constexpr):
+    if JOINED:
+        if ONCE % 2 == 1:
+            return load_states(ptrs[0], n, live, S)
+        else:
+            return load_states(ptrs[0], at, live, S)
+    else:
+        return _load(ptrs, at, n, live, S, ONCE)
+
+
+@triton.jit
+def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, V: tl.constexpr,
+               JOINED: tl.constexpr, ONCE: tl.constexpr):
+    """The rows of the Jacobian, then each of V vectors; so are the bits of ONCE in order."""
     at = tl.cast(tl.maximum(t, 0), tl.int64) * N + n       # past the end: a step that is in cache
-    out = (load_states(signal, at, live, S), load_rows(jacobian, at, live, S))
-    for r in tl.static_range(R):
-        out = out + (load_states(factors[r], at, live, S),)
+    if JOINED:
+        if ONCE % 2 == 1:
+            out = (load_rows(jacobian[0], n, live, S),)
+        else:
+            out = (load_rows(jacobian[0], at, live, S),)
+        for v in tl.static_range(V):
+            out = out + (_load_vector(vectors[v], at, n, live, S, JOINED, ONCE >> (1 + v)),)
+    else:
+        out = (_load(jacobian, at, n, live, S * S, ONCE),)
+        for v in tl.static_range(V):
+            out = out + (_load_vector(vectors[v], at, n, live, S, JOINED,
+                                      ONCE >> (S * S + v * S)),)
     return out
 
 
 @triton.jit
 def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.constexpr,
           S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-          BLOCK: tl.constexpr):
+          BLOCK: tl.constexpr, JOINED: tl.constexpr, ONCE: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     zero = tl.zeros((BLOCK,), tl.float32)
@@ -36,16 +84,17 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
     for _ in tl.static_range(S):
         arriving = arriving + (zero,)
         decaying = decaying + (zero,)
-    ahead = _load_step(signal, jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live,
-                       N, S, R)
+    vectors = (signal,) + factors
+    ahead = _load_step(jacobian, vectors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, 1 + R,
+                       JOINED, ONCE)
     for k in range(T):
         t = T - 1 - k
         now = ahead
-        ahead = _load_step(signal, jacobian, factors, t - 1, n, live, N, S, R)
+        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED, ONCE)
         adjoint = ()
         kept = ()
         for s in tl.static_range(S):
-            L = now[0][s]
+            L = now[1][s]
             if FILTER:
                 L = L + decaying[s]
                 kept = kept + (KAPPA * L,)
@@ -59,38 +108,206 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
             for s in tl.static_range(1, S):
                 delta += adjoint[s] * now[2 + r][s]
             tl.store(deltas[r] + at, delta, mask=live)
-        arriving = transposed_matvec(now[1], adjoint, S)
+        arriving = transposed_matvec(now[0], adjoint, S)
     store_states(entering, n, live, arriving, S)
     if FILTER:
         store_states(filtered, n, live, decaying, S)
 
 
 @triton.jit
+def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: tl.constexpr,
+                  R: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
+                  JOINED: tl.constexpr, ONCE: tl.constexpr):
+    """All rows of the adjoint of the states after the last step, in one walk.
+
+    The signal is the identity at the last step, and its low-pass before it: without a filter
+    (KAPPA 0) nothing.
+    """
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = n < N
+    weight = tl.zeros((BLOCK,), tl.float32) + 1.
+    rows = ()
+    for _ in tl.static_range(S * S):
+        rows = rows + (tl.zeros((BLOCK,), tl.float32),)
+    ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED,
+    ONCE)
+    for k in range(T):
+        t = T - 1 - k
+        now = ahead
+        ahead = _load_step(jacobian, factors, t - 1, n, live, N, S, R, JOINED, ONCE)
+        adjoint = ()
+        for i in tl.static_range(S * S):
+            if i % (S + 1) == 0:
+                adjoint = adjoint + (rows[i] + weight,)
+            else:
+                adjoint = adjoint + (rows[i],)
+        weight = KAPPA * weight
+        at = tl.cast(t, tl.int64) * N + n
+        for r in tl.static_range(R):
+            store_states(products[r], at, live, matvec(adjoint, now[1 + r], S), S)
+        rows = ()
+        for i in tl.static_range(S):
+            rows = rows + transposed_matvec(now[0], adjoint[i * S:i * S + S], S)
+    store_rows(leaving, n, live, rows, S)
+
+
+@triton.jit
 def adjoint_window_1(signal, jacobian, f0, T, d0, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
-    _walk(signal, jacobian, (f0,), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK)
+                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((signal,), (jacobian,), ((f0,),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER,
+          BLOCK, True, ONCE)
 
 
 @triton.jit
 def adjoint_window_2(signal, jacobian, f0, f1, T, d0, d1, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
-    _walk(signal, jacobian, (f0, f1), (d0, d1), entering, filtered, T, N, S, 2, KAPPA, FILTER,
-          BLOCK)
+                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((signal,), (jacobian,), ((f0,), (f1,)), (d0, d1), entering, filtered, T, N, S, 2, KAPPA,
+          FILTER, BLOCK, True, ONCE)
 
 
 @triton.jit
 def adjoint_window_3(signal, jacobian, f0, f1, f2, T, d0, d1, d2, entering, filtered,
-                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                     FILTER: tl.constexpr, BLOCK: tl.constexpr):
-    _walk(signal, jacobian, (f0, f1, f2), (d0, d1, d2), entering, filtered, T, N, S, 3, KAPPA,
-          FILTER, BLOCK)
+                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
+                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,)), (d0, d1, d2), entering, filtered, T, N,
+          S, 3, KAPPA, FILTER, BLOCK, True, ONCE)
 
 
 @triton.jit
 def adjoint_window_4(signal, jacobian, f0, f1, f2, f3, T, d0, d1, d2, d3, entering, filtered,
-                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                     FILTER: tl.constexpr, BLOCK: tl.constexpr):
-    _walk(signal, jacobian, (f0, f1, f2, f3), (d0, d1, d2, d3), entering, filtered, T, N, S, 4,
-          KAPPA, FILTER, BLOCK)
+                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
+                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,), (f3,)), (d0, d1, d2, d3), entering,
+          filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, True, ONCE)
+
+
+@triton.jit
+def adjoint_window_2x1(L0, L1, D00, D01, D10, D11, f00, f01, T, d0, entering, filtered,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01),), (d0,), entering, filtered, T, N, S, 1,
+          KAPPA, FILTER, BLOCK, False, ONCE)
+
+
+@triton.jit
+def adjoint_window_2x2(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, T, d0, d1, entering,
+                       filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11)), (d0, d1), entering, filtered,
+          T, N, S, 2, KAPPA, FILTER, BLOCK, False, ONCE)
+
+
+@triton.jit
+def adjoint_window_2x3(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, d0, d1, d2,
+                       entering, filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (d0, d1, d2),
+          entering, filtered, T, N, S, 3, KAPPA, FILTER, BLOCK, False, ONCE)
+
+
+@triton.jit
+def adjoint_window_2x4(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, d0,
+                       d1, d2, d3, entering, filtered, N: tl.constexpr, S: tl.constexpr,
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
+          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, False, ONCE)
+
+
+@triton.jit
+def adjoint_window_3x1(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T,
+                       d0, entering, filtered, N: tl.constexpr, S: tl.constexpr,
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (d0,),
+          entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK, False, ONCE)
+
+
+@triton.jit
+def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
+                       D30, D31, D32, D33, f00, f01, f02, f03, T, d0, entering, filtered,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk((L0, L1, L2, L3),
+          (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
+          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK,
+          False, ONCE)
+
+
+@triton.jit
+def leaving_window_1(jacobian, f0, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
+                     KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, True, ONCE)
+
+
+@triton.jit
+def leaving_window_2(jacobian, f0, f1, T, p0, p1, leaving, N: tl.constexpr, S: tl.constexpr,
+                     KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), leaving, T, N, S, 2, KAPPA, BLOCK, True,
+    ONCE)
+
+
+@triton.jit
+def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), leaving, T, N, S, 3, KAPPA,
+                  BLOCK, True, ONCE)
+
+
+@triton.jit
+def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), leaving, T, N, S,
+                  4, KAPPA, BLOCK, True, ONCE)
+
+
+@triton.jit
+def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, leaving, N: tl.constexpr,
+                       S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK,
+                  False, ONCE)
+
+
+@triton.jit
+def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, leaving,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), leaving, T, N, S, 2,
+                  KAPPA, BLOCK, False, ONCE)
+
+
+@triton.jit
+def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, leaving,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
+                  leaving, T, N, S, 3, KAPPA, BLOCK, False, ONCE)
+
+
+@triton.jit
+def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
+                       p3, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
+                  (p0, p1, p2, p3), leaving, T, N, S, 4, KAPPA, BLOCK, False, ONCE)
+
+
+@triton.jit
+def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, leaving,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
+                       ONCE: tl.constexpr):
+    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,),
+                  leaving, T, N, S, 1, KAPPA, BLOCK, False, ONCE)
+
+
+@triton.jit
+def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
+                       D33, f00, f01, f02, f03, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
+                       KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+    _walk_leaving(
+                  (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
+                  ((f00, f01, f02, f03),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, False, ONCE)
+

@@ -61,4 +61,5 @@ def plan(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
         outputs=((trace.shape, trace.dtype), sums),
         grid=(ceil_div(I, BI), ceil_div(O, BO), parts), scalars=(inputs.shape[0], B),
         constants={'I': I, 'O': O, 'S': S, 'PART': part, 'PAIR': pair, 'BI': BI, 'BO': BO},
-        tile=tile, aliases={0: 0}, finish=finish)
+        tile=tile, aliases={0: 0}, finish=finish,
+        operations=2 * B * I * O * S * (S + inputs.shape[0] + bool(pair)), unit='fp32')

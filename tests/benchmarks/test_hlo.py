@@ -34,7 +34,7 @@ def test_only_what_launches_is_counted_as_often_as_it_runs(found):
 def test_a_fusion_is_charged_for_the_slices_it_touches(found):
     step = found['step']
     assert (step.read, step.written) == (ROW + 4, ROW + ROW)
-    assert (step.microseconds, step.modelled) == (2.5, True)
+    assert (step.microseconds, step.basis) == (2.5, 'model')
     assert step.source == 'jit(f)/while/body/add'
 
 
@@ -42,7 +42,22 @@ def test_a_custom_call_counts_operands_and_results_at_full_bandwidth(found):
     ours = found['ours']
     assert ours.operation == 'triton_kernel_call_ffi'
     assert (ours.read, ours.written) == (ROW + WHOLE, 2 * ROW)
-    assert (ours.microseconds, ours.modelled) == (ours.read + ours.written, False)
+    assert (ours.microseconds, ours.basis) == (ours.read + ours.written, 'bytes')
+
+
+@pytest.mark.parametrize('operations, microseconds, basis', [
+    (10_000, 5000., 'operations'), (100, None, 'bytes')])
+def test_a_product_of_ours_counts_its_operations_where_they_take_longer(
+        operations, microseconds, basis):
+    line = next(line for line in TEXT.splitlines() if '%ours =' in line)
+    name = f'op_name="jit(f)/etp_trace_gradient/tf32_operations_{operations}/call"'
+    text = TEXT.replace(line, f'{line}, metadata={{{name}}}')
+    peaks = {'tf32': 2e6, 'bf16': 4e6}
+    ours = next(k for k in hlo.kernels(text, 1e6, peaks) if k.name == 'ours')
+    assert ours.basis == basis
+    assert ours.microseconds == (microseconds or ours.read + ours.written)
+    other = text.replace('tf32_', 'int8_')          # units that the device is not known to have
+    assert next(k for k in hlo.kernels(other, 1e6, peaks) if k.name == 'ours').basis == 'bytes'
 
 
 def test_neither_a_workspace_nor_an_operand_is_a_result(found):

@@ -65,6 +65,19 @@ def test_a_wrong_kernel_is_never_advised(kernel, factor):
     assert not wrong.right and wrong.use == 'jax' and 'report this' in wrong.reason
 
 
-def test_the_bandwidth_of_known_devices():
-    assert operations._bandwidth('NVIDIA H100 80GB HBM3') == 335232 * 10 ** 7
-    assert operations._bandwidth('cpu') is None
+def test_the_limit_of_known_devices():
+    limit = operations._limit
+    assert limit('NVIDIA H100 80GB HBM3', 335232) == pytest.approx(0.1)
+    assert limit('NVIDIA H100 80GB HBM3', 335232, 10 ** 6, 'bf16') == pytest.approx(0.1)
+    assert limit('NVIDIA H100 80GB HBM3', 335232, 989 * 10 ** 6, 'bf16') == pytest.approx(1.)
+    assert limit('NVIDIA H100 80GB HBM3', 335232, 495 * 10 ** 6, 'tf32') == pytest.approx(1.)
+    assert limit('cpu', 335232) is None
+
+
+def test_a_product_in_tf32_may_differ_by_its_rounding():
+    row = operations.OperationRow('p', 1, {'jax': 1.}, None, 3e-4, None, 'triton', '', 1e-3)
+    assert row.right and not operations.dataclasses.replace(row, difference=2e-3).right
+    cases = {c.name: c for c in operations.cases(2, 1, 3) if c.operation == 'trace_gradient'}
+    assert {c.tolerance for c in cases.values()} == {1e-5, 1e-3}
+    assert cases['trace_gradient tf32'].tolerance == 1e-3
+    assert cases['trace_gradient bf16x3'].work == (3 * cases['trace_gradient tf32'].work[0], 'bf16')

@@ -18,7 +18,7 @@ from traceops.benchmarks.cases import PROGRAMS
 
 def program(launches, nbytes, microseconds, loops=0):
     kernel = hlo.Kernel('loop_add', 'fusion', launches, nbytes // launches, 0,
-                        microseconds / launches, True, 'jit(f)/[add]')
+                        microseconds / launches, 'model', 'jit(f)/[add]')
     return programs.Program((kernel,), hlo.Totals(launches, nbytes, microseconds, loops), 4096)
 
 

@@ -17,8 +17,9 @@ import tempfile
 import jax
 import jax.numpy as jnp
 
-from traceops.kernels import adjoint_window, d_trace_window, es_trace_window  # noqa: F401
+from traceops.kernels.adjoint_window.launch import is_separate
 from traceops.kernels.launch import GENERATIONS, kernel_function
+from traceops.ops import PRECISIONS
 from traceops.ops.primitive import OPERATIONS
 
 TABLE = pathlib.Path(__file__).parents[2] / 'kernels/RESOURCES.md'
@@ -64,6 +65,7 @@ class Resources:
     wide: int                   # global loads and stores of 128 bits
     narrow: int                 # and of less
     instructions: int
+    tensor: int                 # products on tensor cores
 
 
 def _scan_cases():
@@ -75,10 +77,29 @@ def _scan_cases():
             vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
             form = f'S={S} {size} relations={R} filter={kappa is not None}'
             yield Case(g, 'adjoint_window', form,
-                       (vector, matrix, *(vector,) * R), (('kappa', kappa), ('states', 0)))
+                       (vector, matrix, *(vector,) * R),
+                       (('kappa', kappa), ('states', 0), ('leaving', False)))
         yield Case(g, 'es_trace_window', f'S={S} {size}',
                    (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
                    (('decay_x', .9), ('decay_f', .9)))
+
+
+def _scan_forms():
+    """The scan with one operand a state, and its other form."""
+    for g, S, (size, place) in itertools.product(
+            GENERATIONS, (1, 2, 3, 4), (('few', (32, 512)), ('many', (32, 2048)))):
+        one = ((50, *place), jnp.float32)
+        vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
+        for R in (1, 4):
+            apart = is_separate(S, R)
+            for kappa in (None, .5) if apart else ():
+                yield Case(g, 'adjoint_window',
+                           f'S={S} {size} relations={R} filter={kappa is not None} apart',
+                           (one,) * (S + S * S + R * S),
+                           (('kappa', kappa), ('states', S), ('leaving', False)))
+            yield Case(g, 'adjoint_window', f'S={S} {size} relations={R} leaving{" apart" * apart}',
+                       (one,) * (S * S + R * S) if apart else (matrix, *(vector,) * R),
+                       (('kappa', .5), ('states', S * apart), ('leaving', True)))
 
 
 def _trace_cases():
@@ -92,7 +113,23 @@ def _trace_cases():
                         ((B, O, S), jnp.float32)), (('gradient', gradient),))
 
 
-CASES = [*_scan_cases(), *_trace_cases()]
+def _product_cases():
+    T, B = 50, 32
+    for g, precision, (size, n) in itertools.product(GENERATIONS, PRECISIONS, (
+            ('many', 2048), ('few', 512), ('shared', 256))):
+        operands = (((T, B, n), jnp.float32),) * 2
+        for onto in (False, True) if size != 'shared' else (False,):
+            yield Case(g, 'trace_gradient', f'{precision} {size}{" onto" * onto}',
+                       operands + (((n, n), jnp.float32),) * onto,
+                       (('precision', precision), ('by_sample', False)))
+    for g, precision, (size, n) in itertools.product(GENERATIONS, PRECISIONS, (
+            ('many', 1024), ('few', 128))):
+        yield Case(g, 'trace_gradient', f'{precision} {size} by sample',
+                   (((T, B, n), jnp.float32),) * 2,
+                   (('precision', precision), ('by_sample', True)))
+
+
+CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases()]
 
 
 def compile_case(case):
@@ -129,7 +166,7 @@ def measure(case):
     wide = sum(n for k, n in memory.items() if '128' in k.split('.'))
     return Resources(figure('REG'), compiled.metadata.shared, figure('STACK'),
                      sum(touching('LDL', 'STL').values()), wide, sum(memory.values()) - wide,
-                     len(instructions))
+                     len(instructions), sum(touching('HMMA', 'HGMMA', 'UTCHMMA').values()))
 
 
 def _disassemble(cubin):
@@ -156,8 +193,8 @@ def read_table():
     rows = {}
     for line in TABLE.read_text(encoding='utf-8').splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
-        if len(cells) == 9 and cells[0].startswith('sm_'):
-            rows[cells[0]] = Resources(*map(int, cells[1:8]))
+        if len(cells) == 10 and cells[0].startswith('sm_'):
+            rows[cells[0]] = Resources(*map(int, cells[1:9]))
     return rows
 
 
@@ -168,9 +205,10 @@ def write_table(rows):
              'Read from the machine code (triton 3.9.0) of every kernel and entry of the launch',
              'tables; `python -m tests.gpufree.resources` writes this file, `make test-gpufree`',
              'fails where a figure has got worse. `local`: accesses of spilled registers; `wide`,',
-             '`narrow`: accesses of global memory of 128 bits and of less; `blocks`: programs that',
-             'fit on a multiprocessor at once, of which the launch table claims the second number.',
-             '', '| kernel | ' + ' | '.join(head) + ' | blocks |', '|---' * 9 + '|']
+             '`narrow`: accesses of global memory of 128 bits and of less; `tensor`: products on',
+             'tensor cores; `blocks`: programs that fit on a multiprocessor at once, of which the',
+             'launch table claims the second number.',
+             '', '| kernel | ' + ' | '.join(head) + ' | blocks |', '|---' * 10 + '|']
     for case, r in rows.items():
         tile = case.call()[1].tile
         fit = blocks_per_sm(r, tile.warps, case.generation)

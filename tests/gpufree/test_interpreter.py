@@ -18,6 +18,7 @@ from traceops import ops
 from traceops.kernels.adjoint_window import launch as adjoint_launch
 from traceops.kernels.d_trace_window import launch as d_launch
 from traceops.kernels.es_trace_window import launch as es_launch
+from traceops.kernels.trace_gradient import launch as product_launch
 from traceops.ops import choice, interpreter, verify
 from traceops.ops.primitive import OPERATIONS
 
@@ -30,6 +31,15 @@ class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
     backend, kappa = 'triton', 0.6
     test_matches_a_loop = test_any_axes_of_positions = test_one_step_and_no_step = None
     test_an_empty_batch = test_states_may_be_separate = None
+
+
+class TestLeavingWindow(suites.LeavingWindowSuite):
+    backend = 'triton'
+
+
+class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
+    backend, kappa = 'triton', 0.6
+    test_matches_a_loop = test_one_step_and_an_empty_batch = test_a_trace_made_of_it = None
 
 
 class TestEsTraceWindow(suites.EsTraceWindowSuite):
@@ -69,6 +79,82 @@ class TestDTraceWindow(suites.DTraceWindowSuite):
         suites.close(got[1][1], want[1], tolerance)
 
 
+class TestTraceGradient(suites.TraceGradientSuite):
+    backend = 'triton'
+
+    @pytest.mark.parametrize('T, B, I, O', [(2, 1, 1000, 3), (3, 5, 63, 1000), (60, 3, 1, 60)])
+    def test_odd_sizes(self, T, B, I, O):  # noqa: E741
+        operands = self.operands(T=T, B=B, I=I, O=O)
+        suites.close(self.run(*operands), oracle.trace_gradient(*operands), self.tolerance)
+
+    @pytest.mark.parametrize('parts', [1, 2, 7])
+    @pytest.mark.parametrize('total', [False, True])
+    def test_rows_are_shared_out(self, parts, total, monkeypatch):
+        """As for few tiles; here the table has to be told."""
+        monkeypatch.setattr(product_launch, '_ENOUGH', parts)
+        monkeypatch.setattr(product_launch, '_FEWEST', parts + 1)
+        monkeypatch.setattr(product_launch, '_ROWS', 30)
+        jax.clear_caches()
+        operands = self.operands(T=30, B=7, I=20, O=40)[:2 + total]
+        call = OPERATIONS['trace_gradient'].kernel(*operands, capability=90, precision='highest',
+                                                   by_sample=False)
+        assert call.grid[1] == parts and bool(call.aliases) == (total and parts == 1)
+        got = self.run(*operands)
+        jax.clear_caches()
+        suites.close(got, oracle.trace_gradient(*operands), self.tolerance)
+
+    @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize('precision', ops.PRECISIONS)
+    def test_what_is_no_number_stays_none(self, bad, precision):
+        """Whatever its bits: those of a device's own NaN are all ones."""
+        x, delta, total = self.operands()
+        value = np.int32(0x7fffffff).view(np.float32) if np.isnan(bad) else np.float32(bad)
+        got = np.asarray(ops.trace_gradient(
+            x, delta.at[1, 2, 3].set(value), total, precision=precision, backend=self.backend))
+        finite = np.isfinite(got)
+        assert not finite[:, 3].any() and finite[:, :3].all() and finite[:, 4:].all()
+
+    def test_small_and_large_values(self):
+        """Terms have the exponents of float32: nothing is lost that a product could show."""
+        x, delta, _ = self.operands()
+        for scale in (1e-30, 1e30):
+            got = self.run(x * np.float32(scale), delta)
+            suites.close(np.asarray(got, float) / np.float32(scale),
+                         oracle.trace_gradient(x, delta), self.tolerance)
+
+
+class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
+    backend = 'triton'
+
+
+@pytest.mark.parametrize('precision', ops.PRECISIONS)
+@pytest.mark.parametrize('few', [False, True])
+def test_the_errors_of_the_products(precision, few, monkeypatch, proof):
+    """Terms as tensor cores get them: the errors that are stated, and no better.
+
+    (Sums of the interpreter round to nearest; what tensor cores add to them is not seen here.)
+    """
+    if not few:
+        monkeypatch.setattr(product_launch, '_ENOUGH', 1)
+    jax.clear_caches()
+    delta = suites.draw(1, 20, 32, 96)
+    found = []
+    for x, (least, most) in zip((suites.spikes(0, 20, 32, 64), suites.draw(2, 20, 32, 64)),
+                                ERRORS[precision], strict=True):
+        got = np.asarray(ops.trace_gradient(x, delta, precision=precision, backend='triton'), float)
+        want = oracle.trace_gradient(x, delta)
+        found.append(np.linalg.norm(got - want) / np.linalg.norm(want))
+        assert least <= found[-1] <= most
+    jax.clear_caches()
+    proof(f'trace_gradient {precision}', 'interpreter',
+          f'spikes {found[0]:.1e}, Gaussian {found[1]:.1e}')
+
+
+#: At least and at most, by norm, for spikes and for Gaussian inputs.
+ERRORS = {'highest': ((1e-8, 2e-7), (1e-8, 3e-7)), 'bf16x3': ((1e-8, 2e-7), (1e-3, 4e-3)),
+          'bf16x2': ((1e-7, 1e-5), (1e-3, 4e-3)), 'tf32': ((1e-4, 4e-4), (1e-4, 4e-4))}
+
+
 @pytest.mark.parametrize('S', [1, 2, 3, 4])
 @pytest.mark.parametrize('suite, table', [(suites.AdjointWindowSuite, adjoint_launch),
                                           (suites.EsTraceWindowSuite, es_launch)])
@@ -86,7 +172,7 @@ def test_the_tile_for_many_positions(suite, table, S, monkeypatch):
     suites.close(got, want, tried.tolerance)
 
 
-@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+@pytest.mark.parametrize('name', OPERATIONS)
 def test_the_automatic_choice_checks_the_kernel_and_uses_it(name, proof):
     verify.forget()
     operation = OPERATIONS[name]

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from traceops import ops
+from traceops.benchmarks import hlo
 from traceops.benchmarks.targets import (
     GPUS,
     collectives,
@@ -79,7 +80,7 @@ def test_vmap_of_vmap_is_one_kernel(target, proof):
     proof('both scans, vmap of vmap', target, summary(compiled))
 
 
-@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+@pytest.mark.parametrize('name', OPERATIONS)
 def test_whatever_is_mapped_is_one_launch(name, proof):
     """Each operand mapped alone, and all but each; the compiled program has no loop."""
     operation = OPERATIONS[name]
@@ -133,8 +134,46 @@ def test_lanes_in_the_batch_are_one_product(precision, proof):
     product = lambda *a: ops.trace_gradient(*a, precision=precision)  # noqa: E731
     compiled = compile_for('h100', product, shape(4, V, I), shape(4, V, O))
     assert compiled.memory_analysis().temp_size_in_bytes < V * GRADIENT / 8    # a few partial sums
-    assert ('tf32' in compiled.as_text()) == (precision == 'tf32')
+    # the automatic choice; XLA's own product is the one of a single term
+    assert len(kernel_calls(compiled)) == (precision != 'tf32')
     proof(f'product over lanes, {precision}', 'h100', summary(compiled))
+
+
+@pytest.mark.parametrize('precision', ops.PRECISIONS)
+def test_a_product_reads_its_operands_once_and_adds_in_place(precision, proof):
+    """Nothing is made of them before: no terms, no transposed copy, no zeros to add to."""
+    x, delta, total = shape(T, B, 2048), shape(T, B, 2048), shape(2048, 2048)
+    product = functools.partial(ops.trace_gradient, precision=precision, backend='triton')
+    plain = compile_for('h100', product, x, delta)
+    onto = compile_for('h100', product, x, delta, total, donate_argnums=2)
+    for compiled in (plain, onto):
+        launched = hlo.kernels(compiled.as_text(), 1e12)
+        assert [k.operation for k in launched] == ['triton_kernel_call_ffi']
+    assert onto.memory_analysis().alias_size_in_bytes == 2048 * 2048 * 4
+    proof(f'product onto a total, {precision}', 'h100', summary(onto))
+
+
+def test_rows_shared_out_are_added_in_the_same_order():
+    """Few tiles: parts, and one sum over them; nothing is added atomically."""
+    compiled = compile_for('h100', functools.partial(ops.trace_gradient, backend='triton'),
+                           shape(50, 32, 128), shape(50, 32, 128))
+    launched = hlo.kernels(compiled.as_text(), 1e12)
+    assert len(launched) == 2 and launched[0].written == 7 * 128 * 128 * 4
+    assert 'reduce' in launched[1].name
+
+
+@pytest.mark.parametrize('layout', [('b', None, None), (None, 'i', 'o'), ('b', 'i', 'o')], ids=str)
+def test_a_sharded_product_sends_its_sum_alone(layout, proof):
+    """What it is added to enters once, after the sum."""
+    b, i, o = layout
+    product = functools.partial(ops.trace_gradient, backend='triton')
+    compiled = compile_for(
+        'h100', product, shape(T, 32, 256), shape(T, 32, 512), shape(256, 512),
+        mesh=mesh_of('h100', b=2, i=2, o=2), specs=[P(None, b, i), P(None, b, o), P(i, o)])
+    (call,) = kernel_calls(compiled)
+    assert call.split('custom-call(')[1].split(')')[0].count('%') == 2      # not the total
+    assert set(collectives(compiled)) == ({'all-reduce'} if b else set())
+    proof(f'product, sharded {layout}', '8 x h100', summary(compiled))
 
 
 LAYOUTS = [('b', None, None), (None, None, 'o'), (None, 'i', None), ('b', 'i', 'o')]

@@ -13,6 +13,7 @@ from tests.gpufree import resources
 from traceops.kernels.adjoint_window import launch as adjoint_launch
 from traceops.kernels.d_trace_window import launch as d_launch
 from traceops.kernels.es_trace_window import launch as es_launch
+from traceops.kernels.trace_gradient import launch as product_launch
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +32,10 @@ def test_resources(case, recorded, proof):
         (*_, S), dtype = case.shapes[0]
         of_a_thread = math.prod(tile.block) * S * np.dtype(dtype).itemsize // (32 * tile.warps)
         assert found.wide >= 2 * (of_a_thread // 16), 'narrow accesses of the trace'
+    if case.operation == 'trace_gradient':
+        (BI, BO, BK), threads = tile.block, 32 * tile.warps
+        assert found.tensor > 0, 'no instruction of tensor cores'
+        assert found.wide >= (BI + BO) * BK // (4 * threads), 'narrow accesses of the operands'
     proof(case.name, f'{found.registers} registers, {found.shared} B shared',
           f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
           f'{tile.blocks_per_sm} claimed')
@@ -46,7 +51,8 @@ def test_every_entry_of_the_tables_is_tried():
     """And nothing is recorded that is no longer tried."""
     used = {(case.operation, case.generation, case.call()[1].tile) for case in resources.CASES}
     for operation, table in (('adjoint_window', adjoint_launch.TABLE), (
-            'es_trace_window', es_launch.TABLE), ('d_trace_window', d_launch.TABLE)):
+            'es_trace_window', es_launch.TABLE), ('d_trace_window', d_launch.TABLE), (
+            'trace_gradient', product_launch.TABLE)):
         assert {(operation, key[0], tile) for key, tile in table.items()} <= used
     assert {case.name for case in resources.CASES} == set(resources.read_table())
 
@@ -61,7 +67,7 @@ def test_a_kernel_that_spills_is_seen(monkeypatch):
 
 
 def test_registers_and_shared_memory_bound_the_programs_on_a_multiprocessor():
-    r = resources.Resources(64, 0, 0, 0, 0, 0, 0)
+    r = resources.Resources(64, 0, 0, 0, 0, 0, 0, 0)
     assert resources.blocks_per_sm(r, 4, 90) == 8
     assert resources.blocks_per_sm(dataclasses.replace(r, registers=65), 4, 90) == 7
     assert resources.blocks_per_sm(dataclasses.replace(r, shared=100_000), 4, 90) == 2

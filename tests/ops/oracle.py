@@ -21,6 +21,19 @@ def adjoint_window(signal, jacobian, factors, kappa=None):
     return (tuple(deltas), arriving) if kappa is None else (tuple(deltas), arriving, filtered)
 
 
+def leaving_window(jacobian, factors, kappa=None):
+    D, fs = np.asarray(jacobian, float), [np.asarray(f, float) for f in factors]
+    T, S = D.shape[0], D.shape[-1]
+    products, P, low_pass = [np.zeros(f.shape) for f in fs], np.zeros(D.shape[1:]), np.eye(S)
+    for t in range(T - 1, -1, -1):
+        P = P + low_pass
+        low_pass = (kappa or 0.) * low_pass
+        for p, f in zip(products, fs, strict=True):
+            p[t] = np.einsum('...ij,...j->...i', P, f[t])
+        P = np.einsum('...ij,...jk->...ik', P, D[t])
+    return tuple(products), P
+
+
 def es_trace_window(signal, jacobian, factor, carry, decay_x, decay_f, correction):
     L, D, f, g, c = (np.asarray(a, float) for a in (signal, jacobian, factor, carry, correction))
     instant = np.zeros(L.shape[:-1])
@@ -43,7 +56,7 @@ def d_trace_window(trace, inputs, factor, transition, signal, gradient='entering
     return new, np.einsum('bos,bios->io', L, paired)
 
 
-def trace_gradient(inputs, delta, total=None):
+def trace_gradient(inputs, delta, total=None, by_sample=False):
     x, d = np.asarray(inputs, float), np.asarray(delta, float)
-    out = np.einsum('tbi,tbo->io', x, d)
+    out = np.einsum('tbi,tbo->bio' if by_sample else 'tbi,tbo->io', x, d)
     return out if total is None else out + np.asarray(total, float)

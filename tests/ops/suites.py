@@ -27,6 +27,15 @@ def spikes(seed, *shape, dtype=jnp.float32):
     return jnp.asarray(np.random.default_rng(seed).random(shape) < 0.3, dtype)
 
 
+def parts(array):
+    """A trailing axis of states as one array a state."""
+    return tuple(array[..., s] for s in range(array.shape[-1]))
+
+
+def rows(array):
+    return tuple(parts(array[..., i, :]) for i in range(array.shape[-2]))
+
+
 def close(got, want, tolerance):
     got, want = jax.tree.leaves(got), jax.tree.leaves(want)
     assert len(got) == len(want)
@@ -152,7 +161,7 @@ class AdjointWindowSuite(Suite):
 
     def definition(self, signal, jacobian, *factors):
         from traceops.ops.adjoint_window import _reference
-        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0)
+        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving=False)
 
     @pytest.mark.parametrize('S', [1, 2, 3, 4])
     @pytest.mark.parametrize('place', SHAPES)
@@ -185,31 +194,99 @@ class AdjointWindowSuite(Suite):
         (delta, _), entering = self.run(*self.operands(place=(0, 9)))
         assert delta.shape == (4, 0, 9) and entering.shape == (0, 9, 2)
 
-    def test_states_may_be_separate(self):
-        signal, jacobian, factor = self.operands(R=1)
-        parts = lambda a: tuple(a[..., s] for s in range(2))  # noqa: E731
-        got = ops.adjoint_window(parts(signal), [parts(jacobian[..., i, :]) for i in range(2)],
-                                 [parts(factor)], backend=self.backend)
-        close(got, self.run(signal, jacobian, factor), 1e-7)
+    @pytest.mark.parametrize('S, R', [(1, 2), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2),
+                                      (4, 1)])
+    @pytest.mark.parametrize('kappa', [None, 0.7])
+    def test_states_may_be_separate(self, S, R, kappa):
+        signal, jacobian, *factors = self.operands(S, R=R, place=(2, 37))
+        got = ops.adjoint_window(parts(signal), rows(jacobian), [parts(f) for f in factors],
+                                 kappa=kappa, backend=self.backend)
+        close(got, oracle.adjoint_window(signal, jacobian, factors, kappa), self.tolerance)
+
+    def test_separate_states_under_vmap(self):
+        signal, jacobian, factor = (jnp.stack([a, -a, 2 * a]) for a in self.operands(R=1))
+        got = jax.vmap(lambda L, D, f: ops.adjoint_window(
+            L, D, [f], kappa=self.kappa, backend=self.backend))(
+                parts(signal), rows(jacobian), parts(factor))
+        one = [self.run(signal[k], jacobian[k], factor[k]) for k in range(3)]
+        close(got, jax.tree.map(lambda *a: jnp.stack(a), *one), 2e-6)
 
     @pytest.mark.parametrize('lanes', [False, True])
-    def test_what_is_the_same_at_every_step_may_come_once(self, lanes):
-        """Some entries of the Jacobian and of a factor as ``[1, ...]``."""
-        signal, jacobian, factor = self.operands(R=1)
-        jacobian = jacobian.at[..., 0, :].set(jacobian[:1, ..., 0, :])
-        factor = factor.at[..., 1].set(factor[:1, ..., 1])
+    @pytest.mark.parametrize('leaving', [False, True])
+    def test_what_is_the_same_at_every_step_may_come_once(self, leaving, lanes):
+        """Entries of the Jacobian, one whole factor and an entry of another as ``[1, ...]``."""
+        signal, jacobian, some, all_ = self.operands()
+        jacobian = jacobian.at[..., 1, :].set(jacobian[:1, ..., 1, :])
+        some, all_ = some.at[..., 1].set(some[:1, ..., 1]), all_.at[:].set(all_[:1])
 
-        def run(signal, jacobian, factor, once):
+        def run(signal, jacobian, some, all_, once):
             parts = lambda a: tuple(a[..., s] for s in range(2))  # noqa: E731
+            one = (lambda a: a[:1]) if once else (lambda a: a)
             first, second = (parts(jacobian[..., i, :]) for i in range(2))
-            kept, cut = parts(factor)
-            if once:
-                first, cut = tuple(a[:1] for a in first), cut[:1]
-            return ops.adjoint_window(parts(signal), [first, second], [(kept, cut)],
-                                      backend=self.backend)
+            factors = [(parts(some)[0], one(parts(some)[1])), tuple(map(one, parts(all_)))]
+            D = [first, tuple(map(one, second))]
+            if leaving:
+                return ops.leaving_window(D, factors, backend=self.backend)
+            return ops.adjoint_window(parts(signal), D, factors, backend=self.backend)
         if lanes:
-            run = jax.vmap(run, in_axes=(1, 1, 1, None), out_axes=0)
-        close(run(signal, jacobian, factor, True), run(signal, jacobian, factor, False), 1e-7)
+            run = jax.vmap(run, in_axes=(1, 1, 1, 1, None), out_axes=0)
+        operands = signal, jacobian, some, all_
+        close(run(*operands, True), run(*operands, False), 1e-6)
+
+    def test_one_state_may_come_once(self):
+        signal, jacobian, factor = self.operands(S=1, R=1)
+        factor = factor.at[:].set(factor[:1])
+        run = lambda f: ops.adjoint_window(  # noqa: E731
+            [signal[..., 0]], [[jacobian[..., 0, 0]]], [[f[..., 0]]], backend=self.backend)
+        close(run(factor[:1]), run(factor), 1e-7)
+
+
+class LeavingWindowSuite(Suite):
+    """``adjoint_window`` in its other form: what a leaving trace is made of."""
+
+    kappa = None
+
+    def operands(self, S=2, dtype=jnp.float32, T=4, place=(2, 9), R=2):
+        return [draw(2, T, *place, S, S, scale=.6, dtype=dtype),
+                *(draw(3 + r, T, *place, S, dtype=dtype) for r in range(R))]
+
+    def call(self, jacobian, *factors, backend=None):
+        return ops.leaving_window(jacobian, factors, kappa=self.kappa, backend=backend)
+
+    def definition(self, jacobian, *factors):
+        from traceops.kernels.adjoint_window.reference import leaving_window
+        return leaving_window(jacobian, factors, self.kappa)
+
+    @pytest.mark.parametrize('S, R', [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1),
+                                      (3, 4), (4, 1), (4, 2)])
+    @pytest.mark.parametrize('place', [(3, 60), (1, 1), (7,)])
+    @pytest.mark.parametrize('kappa', [None, 0.7])
+    def test_matches_a_loop(self, S, R, place, kappa):
+        jacobian, *factors = self.operands(S, R=R, place=place, T=6)
+        want = oracle.leaving_window(jacobian, factors, kappa)
+        got = ops.leaving_window(jacobian, factors, kappa=kappa, backend=self.backend)
+        close(got, want, self.tolerance)
+        apart = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
+                                   backend=self.backend)
+        close(apart, want, self.tolerance)
+
+    def test_one_step_and_an_empty_batch(self):
+        jacobian, *factors = self.operands(T=1)
+        close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
+              self.tolerance)
+        (product, _), transition = self.run(*self.operands(place=(0, 9)))
+        assert product.shape == (4, 0, 9, 2) and transition.shape == (0, 9, 2, 2)
+
+    def test_a_trace_made_of_it(self):
+        """With the operation that takes it: as step after step."""
+        D, f = self.operands(R=1, place=(2, 8))
+        x, e = draw(5, 4, 2, 5), draw(6, 2, 5, 8, 2)
+        (p,), M = self.run(D, f)
+        zero = jnp.zeros((2, 8, 2))
+        got, _ = ops.d_trace_window(e, x, p, M, zero, gradient='none', backend=self.backend)
+        for t in range(4):
+            e = oracle.d_trace_window(e, x[t:t + 1], f[t:t + 1], D[t], zero)[0]
+        close(got, e, 2e-6)
 
 
 class EsTraceWindowSuite(Suite):
@@ -352,26 +429,48 @@ class DTraceWindowSuite(Suite):
 class TraceGradientSuite(Suite):
     """``trace_gradient``."""
 
-    precision = 'highest'
+    options = {'precision': 'highest', 'by_sample': False}
 
     def operands(self, S=2, dtype=jnp.float32, T=3, B=4, I=5, O=7):  # noqa: E741
+        samples = (B,) * self.options['by_sample']
         return [draw(1, T, B, I, dtype=dtype), draw(2, T, B, O, dtype=dtype),
-                draw(3, I, O, dtype=dtype)]
+                draw(3, *samples, I, O, dtype=dtype)]
 
     def call(self, *operands, backend=None):
-        return ops.trace_gradient(*operands, precision=self.precision, backend=backend)
+        return ops.trace_gradient(*operands, **self.options, backend=backend)
 
     def definition(self, *operands):
         from traceops.kernels.trace_gradient.reference import trace_gradient
-        return trace_gradient(*operands, precision=self.precision)
+        return trace_gradient(*operands, **self.options)
+
+    def expected(self, *operands):
+        return oracle.trace_gradient(*operands, by_sample=self.options['by_sample'])
 
     @pytest.mark.parametrize('T, B, I, O', [(1, 1, 1, 1), (5, 3, 60, 63), (50, 8, 17, 100)])
     def test_matches_a_loop(self, T, B, I, O):  # noqa: E741
         operands = self.operands(T=T, B=B, I=I, O=O)
-        close(self.run(*operands), oracle.trace_gradient(*operands), self.tolerance)
-        close(ops.trace_gradient(*operands[:2], backend=self.backend),
-              oracle.trace_gradient(*operands[:2]), self.tolerance)
+        close(self.run(*operands), self.expected(*operands), self.tolerance)
+        close(self.run(*operands[:2]), self.expected(*operands[:2]), self.tolerance)
 
     def test_an_empty_batch(self):
         assert not np.asarray(ops.trace_gradient(
             jnp.zeros((3, 0, 5)), jnp.zeros((3, 0, 7)), backend=self.backend)).any()
+
+
+class TraceGradientBySampleSuite(TraceGradientSuite):
+    """The same, summed over steps alone."""
+
+    options = {'precision': 'highest', 'by_sample': True}
+    test_an_empty_batch = None
+
+    def test_samples_one_by_one(self):
+        """As large as a CPU takes them one after the other."""
+        operands = self.operands(T=4, B=3, I=130, O=140)[:2]
+        close(self.run(*operands), self.expected(*operands), self.tolerance)
+
+    @pytest.mark.parametrize('S, T', [(1, 4), (2, 4), (3, 1)])
+    def test_a_trace_that_starts_from_zero(self, S, T):
+        x, factor = draw(1, T, 3, 5), draw(2, T, 3, 7, S)
+        want = oracle.d_trace_window(jnp.zeros((3, 5, 7, S)), x, factor,
+                                     jnp.zeros((3, 7, S, S)), jnp.zeros((3, 7, S)))[0]
+        close(ops.d_trace_start(x, factor, backend=self.backend), want, self.tolerance)

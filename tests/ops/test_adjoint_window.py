@@ -6,12 +6,16 @@ import jax.numpy as jnp
 import pytest
 
 from tests.ops import oracle
-from tests.ops.suites import AdjointWindowSuite, close
+from tests.ops.suites import AdjointWindowSuite, LeavingWindowSuite, close
 from traceops import ops
 
 
 class TestAdjointWindow(AdjointWindowSuite):
     """The reference."""
+
+
+class TestLeavingWindow(LeavingWindowSuite):
+    """Its other form."""
 
 
 @pytest.mark.usefixtures('float64')

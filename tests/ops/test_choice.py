@@ -17,6 +17,7 @@ from traceops.ops import choice, traps, verify
 from traceops.ops.primitive import OPERATIONS
 
 ADJOINT = OPERATIONS['adjoint_window']
+PARAMS = {'kappa': None, 'states': 0, 'leaving': False}
 GPU = choice.Place('cuda', 90, 'NVIDIA H100', present=False)
 
 
@@ -81,19 +82,19 @@ def test_a_named_backend_works_or_raises(operands):
 def test_what_a_kernel_does_not_serve_has_a_reason(change, reason, monkeypatch):
     monkeypatch.setattr(traps, 'problem', lambda capability: None)
     operands = AdjointWindowSuite().operands(**{'R': 1, **change})
-    found = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'auto', GPU)
+    found = choice.decide(ADJOINT, operands, PARAMS, 'auto', GPU)
     assert found.backend == 'jax' and reason in found.reason
 
 
 def test_on_a_gpu_the_kernel_is_chosen(monkeypatch, operands):
     monkeypatch.setattr(traps, 'problem', lambda capability: None)
-    found = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'auto', GPU)
+    found = choice.decide(ADJOINT, operands, PARAMS, 'auto', GPU)
     assert found == ops.Decision('triton', 'kernel, not checked: no such device in this machine')
     monkeypatch.setattr(traps, 'problem', lambda capability: 'the toolchain is too old')
-    found = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'auto', GPU)
+    found = choice.decide(ADJOINT, operands, PARAMS, 'auto', GPU)
     assert found == ops.Decision('jax', 'the toolchain is too old')
     with pytest.raises(ops.BackendError, match='the toolchain is too old'):
-        choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'triton', GPU)
+        choice.decide(ADJOINT, operands, PARAMS, 'triton', GPU)
 
 
 def test_a_kernel_that_failed_its_check_is_not_used(monkeypatch, operands):
@@ -105,11 +106,11 @@ def test_a_kernel_that_failed_its_check_is_not_used(monkeypatch, operands):
         with pytest.warns(ops.BackendWarning, match='does not use its kernel adjoint_window.*'
                                                     'it differs by 1.*report') as seen:
             for _ in range(3):
-                found = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'auto', here)
+                found = choice.decide(ADJOINT, operands, PARAMS, 'auto', here)
         assert len(seen) == 1 and found.backend == 'jax' and 'it differs by 1' in found.reason
         row = next(r for r in ops.report().rows if r.name == 'adjoint_window')
         assert 'a GPU: FAILED, it differs by 1' in row.check
-        named = choice.decide(ADJOINT, operands, {'kappa': None, 'states': 0}, 'triton', here)
+        named = choice.decide(ADJOINT, operands, PARAMS, 'triton', here)
         assert named.backend == 'triton'
     finally:
         verify.forget()
@@ -123,7 +124,7 @@ def test_the_check_can_be_switched_off(monkeypatch):
 
 
 def test_it_can_be_asked_why(operands):
-    found = ops.why('adjoint_window', *operands, kappa=None, states=0)
+    found = ops.why('adjoint_window', *operands, kappa=None, states=0, leaving=False)
     assert found.backend == 'jax' and 'this program is for cpu' in found.reason
     assert ops.why('d_trace_window').backend == 'jax'
     with pytest.raises(ValueError, match="no operation 'adjoint'; there are 'adjoint_window'"):
@@ -135,8 +136,25 @@ def test_the_report():
     rows = {row.name: row for row in found.rows}
     assert set(rows) == {'adjoint_window', 'es_trace_window', 'd_trace_window', 'trace_gradient'}
     assert {row.backend for row in rows.values()} == {'jax'}
-    assert rows['adjoint_window'].on_gpu == 'triton' and rows['trace_gradient'].on_gpu == 'jax'
+    assert rows['adjoint_window'].on_gpu == 'triton'
+    assert rows['trace_gradient'].on_gpu == 'triton'
     assert 'adjoint_window' in str(found) and found.to_dict()['rows'][0]['primitive']
+
+
+@pytest.mark.parametrize('T, I, O, precision, reason', [
+    (50, 2048, 2048, 'tf32', 'product of one term'), (50, 8, 2048, 'highest', 'fewer than 16'),
+    (50, 2048, 8, 'bf16x3', 'fewer than 16'), (50, 128, 128, 'highest', 'few tiles'),
+    (50, 2048, 2048, 'highest', None), (4, 128, 128, 'bf16x3', None)])
+def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, reason):  # noqa: E741
+    """By the automatic choice, which says why; not where the kernel is named."""
+    operation, here = OPERATIONS['trace_gradient'], choice.Place('interpret', 90, 'none', 1, False)
+    given = [jax.ShapeDtypeStruct((T, 32, n), jnp.float32) for n in (I, O)]
+    params = {'precision': precision, 'by_sample': False}
+    found = choice.decide(operation, given, params, 'auto', here)
+    assert found.backend == ('jax' if reason else 'triton')
+    assert reason is None or reason in found.reason
+    named = choice.decide(operation, given, params, 'triton', here)
+    assert named.backend == 'triton'
 
 
 def test_recognisable_in_a_jaxpr(operands):

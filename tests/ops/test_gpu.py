@@ -23,6 +23,15 @@ class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
     test_an_empty_batch = test_states_may_be_separate = None
 
 
+class TestLeavingWindow(suites.LeavingWindowSuite):
+    backend = 'triton'
+
+
+class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
+    backend, kappa = 'triton', 0.6
+    test_matches_a_loop = test_one_step_and_an_empty_batch = test_a_trace_made_of_it = None
+
+
 class TestEsTraceWindow(suites.EsTraceWindowSuite):
     backend = 'triton'
 
@@ -32,10 +41,14 @@ class TestDTraceWindow(suites.DTraceWindowSuite):
 
 
 class TestTraceGradient(suites.TraceGradientSuite):
-    """Has no kernel of its own: the product that XLA makes for this device."""
+    backend = 'triton'
 
 
-@pytest.mark.parametrize('name', ['adjoint_window', 'es_trace_window', 'd_trace_window'])
+class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
+    backend = 'triton'
+
+
+@pytest.mark.parametrize('name', OPERATIONS)
 def test_the_kernel_passes_its_check_and_is_chosen(name):
     verify.forget()
     found = ops.why(name)

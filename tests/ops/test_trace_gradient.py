@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 
 from tests.ops import oracle
-from tests.ops.suites import TraceGradientSuite, close, draw, spikes
+from tests.ops.suites import (
+    TraceGradientBySampleSuite,
+    TraceGradientSuite,
+    close,
+    draw,
+    spikes,
+)
 from traceops import ops
 
 
 class TestTraceGradient(TraceGradientSuite):
+    """The reference."""
+
+
+class TestTraceGradientBySample(TraceGradientBySampleSuite):
     """The reference."""
 
 

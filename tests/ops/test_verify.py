@@ -18,6 +18,7 @@ from tests.ops.suites import AdjointWindowSuite, close
 from traceops import ops
 from traceops.ops import choice, interpreter, verify
 from traceops.ops.primitive import OPERATIONS
+from traceops.ops.states import join, join_rows, unflatten
 
 
 def adjoint(L, D, f):
@@ -36,8 +37,18 @@ def launches(monkeypatch):
         seen.append(call.kernel)
         if seen.error:
             raise seen.error
-        kappa = call.constants['KAPPA'] if call.constants['FILTER'] else None
-        deltas, *others = oracle.adjoint_window(operands[0], operands[1], operands[2:], kappa)
+        kappa, S = call.constants['KAPPA'], call.constants['S']
+        leaving = 'leaving' in call.kernel
+        if 'x' in call.kernel.rsplit('_', 1)[-1]:           # one operand a state
+            given = unflatten(operands, ('m' if leaving else 'vm') + 'v', S)
+            operands = [np.asarray(join_rows(a) if isinstance(a[0], tuple) else join(a))
+                        for a in given]
+        if leaving:
+            deltas, *others = oracle.leaving_window(operands[0], operands[1:], kappa)
+        else:
+            deltas, *others = oracle.adjoint_window(
+                operands[0], operands[1], operands[2:],
+                kappa if call.constants['FILTER'] else None)
         results = [*(seen.factor * d for d in deltas), *others]
         results += [np.zeros(1)] * (len(call.outputs) - len(results))
         return [np.asarray(a, d) for a, (_, d) in zip(results, call.outputs, strict=True)]

@@ -80,7 +80,7 @@ class FactorisedRule(Rule):
                     record['signal'][g], record['D'][g], record['f'][key], inner['f'][key],
                     decay_x=self.learner.decay_x, decay_f=self.learner.decay_f,
                     correction=self._correction(indices),
-                    backend=self.learner.traceops_settings.backend)
+                    backend=self.backend)
         return ({'f': {k: split_states(v) for k, v in new.items()}, 'x': {}},
                 {'x': record['x'], 'filtered': filtered, 'total': total})
 
@@ -139,12 +139,11 @@ class FactorisedRule(Rule):
     def _solve(self, view: RelationView, carry: Carry, record: Any, weight_vals: Any,
                plain: Any, filtered: Any, before: Any) -> dict[str, Any]:
         x = record['x'].get(view.x_key)
-        named = view.gradient(weight_vals, None if x is None else x[:plain.shape[0]], plain,
-                              self.precision)
+        named = self._gradient(view, weight_vals, None if x is None else x[:plain.shape[0]], plain)
         entering = dict.fromkeys(named, before)
         if view.has_input and filtered is not None:
             # the filter acts on the gradients that read the input, on no other
-            through = view.gradient(weight_vals, x, filtered, self.precision)
+            through = self._gradient(view, weight_vals, x, filtered)
             late = self.learner.decay_x * filtered[0] if carry else None
             late = late if before is None else late + before
             for key, reads in view.operands_reading_input(weight_vals).items():

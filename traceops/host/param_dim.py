@@ -67,7 +67,7 @@ class ParamDimRule(Rule):
         for view in self.views:
             x = record['x'].get(view.x_key)
             view.add_to(grads, weight_vals,
-                        view.gradient(weight_vals, x, deltas[id(view)], self.precision))
+                        self._gradient(view, weight_vals, x, deltas[id(view)]))
         signals = [entering, *([filtered] if self.kappa is not None else [])]
         if not self.carried:
             return grads, {'arriving': signals}
@@ -79,7 +79,7 @@ class ParamDimRule(Rule):
 
     def _adjoint(self, g: int, signal: Any, jacobian: Any, factors: Any, carry: Carry) -> Any:
         """The scan of one group: deltas, and the signals that pair with what enters."""
-        backend, kappa = self.learner.traceops_settings.backend, self.kappa
+        backend, kappa = self.backend, self.kappa
         if 'arriving' not in carry:
             return adjoint_window(signal, jacobian, factors, kappa=kappa, backend=backend)
         adjoint, *low_pass = (split_states(a[g]) for a in carry['arriving'])

@@ -72,11 +72,13 @@ class RelationView:
             operands[upstream.x_operand(rel.primitive)] = x
         return rel.primitive.impl(*(operands[i] for i in sorted(operands)), **rel.eqn_params)
 
-    def gradient(self, weight_vals: Any, x: Any, cotangent: Any, precision: str) -> dict[str, Any]:
+    def gradient(self, weight_vals: Any, x: Any, cotangent: Any, precision: str,
+                 backend: str | None = None) -> dict[str, Any]:
         """``vjp_W(op)(x_{1..T}, cotangent_{1..T})``: ``{operand name: gradient}``."""
         weights = upstream.weights_of(self.relation, weight_vals)
         x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
-        return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision)
+        return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision,
+                          backend)
 
     def operands_reading_input(self, weight_vals: Any) -> dict[str, bool]:
         """Which operands' gradients read the input (see :func:`input_dependent`)."""

@@ -51,6 +51,7 @@ class Rule:
         self.folds = self.factorised and not at_once
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
+        self.backend = learner.traceops_settings.backend
 
     @property
     def paths(self) -> tuple[Any, ...]:
@@ -76,6 +77,11 @@ class Rule:
     def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for the record of a window, ``[T, ...]``; ``index`` is that of its start."""
         return inner, record
+
+    def _gradient(self, view: RelationView, weight_vals: Any, x: Any,
+                  cotangent: Any) -> dict[str, Any]:
+        """Of one relation's operands, by the product that the learner's settings ask for."""
+        return view.gradient(weight_vals, x, cotangent, self.precision, self.backend)
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)

@@ -5,14 +5,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from traceops.host import upstream
+from traceops.host.relations import RelationView, relation_views
+from traceops.host.trace_pass import TracePass, is_dense, pair_dense
+from traceops.kernels.d_trace_window.launch import MAX_STATES
+from traceops.ops import choice
+from traceops.ops.primitive import OPERATIONS
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, Step
 
 __all__ = ['Steps', 'loops_are_watched', 'unwatched']
@@ -46,6 +54,7 @@ class Steps:
             path for relation in learner.graph.hidden_param_op_relations
             for path in relation.trainable_paths.values()))
         self._methods = {UPDATE: self._update, GRADIENT: self._gradient, PREVIOUS: self._previous}
+        self._fused = {UPDATE: self._fused_update, GRADIENT: self._fused_gradient}
         self._upstream_update, self._upstream_solve = update, solve
         self._upstream_previous = previous
         self._steps: dict[Any, Step] = {}
@@ -81,7 +90,9 @@ class Steps:
         key = (primitive, *(jax.tree.structure(value) for value in operands.values()))
         step = self._steps.get(key)
         if step is None:
-            step = self._steps[key] = Step(self.learner, self._methods[primitive], operands)
+            fused = self._fused.get(primitive) if self._with_kernels else None
+            step = self._steps[key] = Step(self.learner, self._methods[primitive], operands,
+                                           fused, self._served if fused else None)
         return step.bind(primitive, **operands)
 
     # -- what the steps compute: upstream's own -----------------------------------------------
@@ -89,11 +100,79 @@ class Steps:
     def _update(self, trace: Any, x: Any, f: Any, D: Any, weights: Any) -> Any:
         return self._upstream_update(None, trace, (x, f), D, weights, False)
 
+    # -- the update of D-RTRL through its operation, where that has a kernel --------------------
+
+    @functools.cached_property
+    def _with_kernels(self) -> tuple[RelationView, ...]:
+        """Relations whose update the kernel of ``d_trace_window`` may take, a pass over the trace.
+
+        Of one state XLA makes a single pass over the trace out of the update and the solve that
+        follows; of more it makes two for the update alone.
+        """
+        learner = self.learner
+        if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
+            return ()
+        return tuple(
+            view for view in relation_views(learner) if is_dense(view)
+            and upstream.chunk_rule(view.relation, learner.fast_solve) is not None
+            and view.relation.y_var.aval.dtype == jnp.float32
+            and all(2 <= g.num_state <= MAX_STATES for g in view.relation.hidden_groups))
+
+    def _served(self, place: choice.Place) -> bool:
+        request = self.learner.traceops_settings.backend
+        return all(choice.decide(OPERATIONS['d_trace_window'], structs, {'gradient': 'none'},
+                                 request, place).backend == 'triton'
+                   for view in self._with_kernels for structs in self._structs(view))
+
+    def _structs(self, view: RelationView) -> Iterator[list[Any]]:
+        """Operands of the operation, of each group, as shapes."""
+        x, O = view.relation.x_var.aval, view.y_shape[-1]  # noqa: E741
+        B, I = math.prod(x.shape[:-1]), x.shape[-1]  # noqa: E741
+        for g in view.relation.hidden_groups:
+            S = g.num_state
+            trace = self.learner.etrace_bwg[view.trace_key(g.index)].value['weight'].dtype
+            yield [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
+                ((B, I, O, S), trace), ((1, B, I), jnp.float32), ((1, B, O, S), jnp.float32),
+                ((B, O, S, S), jnp.float32), ((B, O, S), jnp.float32))]
+
+    def _fused_update(self, trace: Any, x: Any, f: Any, D: Any, weights: Any) -> Any:
+        learner, taken = self.learner, self._with_kernels
+        rest = [r for r in learner.graph.hidden_param_op_relations
+                if not any(r is view.relation for view in taken)]
+        new = dict(upstream.roll_step(learner, rest, weights, trace, (x, f, D)))
+        over = TracePass(learner, taken, False, None)
+        for view in taken:
+            for g in view.groups:
+                key = view.trace_key(g)
+                e, _ = over.dense(view, trace[key], x[view.x_key][None],
+                                  f[view.factor_key(g)][None], D[g], trace[key], None)
+                new[key] = {k: e[k].astype(a.dtype) for k, a in trace[key].items()}
+        return new
+
+    def _fused_gradient(self, index: Any, trace: Any, filters: Any, signal: Any,
+                        weights: Any) -> Any:
+        """In the layout in which the update leaves the trace, so that nothing is transposed."""
+        learner, taken = self.learner, self._with_kernels
+        filters = self._filtered(filters, trace)
+        paired = {**trace, **filters}
+        rest = [r for r in learner.graph.hidden_param_op_relations
+                if not any(r is view.relation for view in taken)]
+        grads = upstream.solve_param_dim(learner, rest, paired, signal, weights)
+        for view in taken:
+            for g in view.groups:
+                view.add_to(grads, weights, pair_dense(paired[view.trace_key(g)], signal[g]))
+        return grads, filters
+
+    def _filtered(self, filters: Any, trace: Any) -> Any:
+        """The low-pass of the trace after this step, if there is one."""
+        if not filters:
+            return filters
+        kappa = self.learner.config.kappa
+        return {k: jax.tree.map(lambda a, b: kappa * a + b, old, trace[k])
+                for k, old in filters.items()}
+
     def _gradient(self, index: Any, trace: Any, filters: Any, signal: Any, weights: Any) -> Any:
-        if filters:
-            kappa = self.learner.config.kappa
-            filters = {k: jax.tree.map(lambda a, b: kappa * a + b, old, trace[k])
-                       for k, old in filters.items()}
+        filters = self._filtered(filters, trace)
         return self._solve(index, {**trace, **filters} if filters else trace, signal,
                            weights), filters
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, whole
-from traceops.ops import adjoint_window, d_trace_start, d_trace_window
+from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
-__all__ = ['TracePass']
+__all__ = ['TracePass', 'is_dense', 'pair_dense']
 
 
 class TracePass:
@@ -68,7 +68,7 @@ class TracePass:
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
-                    update = self._dense if _is_dense(view) else self._by_rule
+                    update = self.dense if is_dense(view) else self._by_rule
                     like = self.learner.etrace_bwg[key].value
                     e, named = update(view, like, x, p, transition, old, signal)
                     if kappa is not None and carry:
@@ -80,35 +80,30 @@ class TracePass:
         if stepped:
             self._step(stepped, carry, record, weight_vals, new)
         for name in paired:
-            rest = [v for v in self.views if v in stepped or name != 'trace' or not _is_dense(v)]
+            rest = [v for v in self.views if v in stepped or name != 'trace' or not is_dense(v)]
             self._pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 
     def _leaving(self, record: Any, g: int, feeding: Any,
                  kappa: float | None) -> tuple[list[Any], Any]:
-        r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, and :math:`M = D_T \cdots D_1`.
-
-        Row by row, by the scan that gives the gradients: what is owed to state i at the end is
-        what the adjoint of that state finds on its way back.
-        """
-        jacobian = record['D'][g]
+        r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, :math:`M = D_T \cdots D_1`."""
         steps = max(a.shape[0] for a in jax.tree.leaves(record))
-        zero = jnp.zeros((steps, *jacobian[0][0].shape[1:]), jacobian[0][0].dtype)
-        one, states = zero.at[-1].set(1.), range(len(jacobian))
-        rows = [adjoint_window([one if j == i else zero for j in states], jacobian,
-                               [record['f'][v.factor_key(g)] for v in feeding],
-                               kappa=kappa, backend=self.backend)[:2] for i in states]
-        factors = [stack_states([deltas[r] for deltas, _ in rows]) for r in range(len(feeding))]
-        return factors, jnp.stack([entering for _, entering in rows], axis=-2)
+        (first, *row), *rows = record['D'][g]
+        first = jnp.broadcast_to(first, (steps, *first.shape[1:]))
+        factors, transition = leaving_window(
+            [(first, *row), *rows], [record['f'][v.factor_key(g)] for v in feeding], kappa=kappa,
+            backend=self.backend)
+        return list(factors), transition
 
-    def _dense(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
+    def dense(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
                signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Matrix weights (and their bias): one operation, samples and lanes as one batch."""
         T, S = p.shape[0], p.shape[-1]
         x = x.reshape(T, -1, x.shape[-1]).astype(p.dtype)
         p = p.reshape(T, x.shape[1], -1, S)
         if old is None:
-            new = {'weight': d_trace_start(x, p), 'bias': p.sum(0)}
+            new = {'weight': d_trace_start(x, p, backend=self.backend),
+                   'bias': p.sum(0)}
             return {k: new[k].reshape(like[k].shape) for k in like}, None
         M = transition.reshape(*p.shape[1:], S)
         L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])
@@ -187,10 +182,23 @@ class TracePass:
             new[name].update(traces)
 
 
-def _is_dense(view: RelationView) -> bool:
+def is_dense(view: RelationView) -> bool:
     """Whether the trace is that of a matrix: an input by an output."""
     relation = view.relation
     if not view.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
         return False
     weight = relation.trainable_vars['weight'].aval.shape
     return weight == (relation.x_var.aval.shape[-1], view.y_shape[-1])
+
+
+def pair_dense(trace: dict[str, Any], signal: Any) -> dict[str, Any]:
+    """What a matrix's trace (and its bias's) owes to a signal, state by state."""
+    S = signal.shape[-1]
+    e = trace['weight'].astype(signal.dtype)
+    e, L = e.reshape(-1, *e.shape[-3:]), signal.reshape(-1, e.shape[-2], S)
+    pairs: Any = sum(L[:, None, :, s] * e[..., s] for s in range(S))
+    named = {'weight': pairs.sum(0)}
+    if 'bias' in trace:
+        b = trace['bias'].astype(signal.dtype).reshape(L.shape)
+        named['bias'] = (L * b).sum((0, -1))
+    return named

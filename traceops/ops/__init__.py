@@ -6,7 +6,7 @@
 >>> ops.adjoint_window(signal, jacobian, [factor])        # doctest: +SKIP
 """
 
-from traceops.ops.adjoint_window import adjoint_window
+from traceops.ops.adjoint_window import adjoint_window, leaving_window
 from traceops.ops.choice import BackendError, BackendWarning, Decision
 from traceops.ops.d_trace_window import d_trace_start, d_trace_update, d_trace_window
 from traceops.ops.es_trace_window import es_trace_update, es_trace_window
@@ -16,5 +16,5 @@ from traceops.ops.trace_gradient import PRECISIONS, trace_gradient
 __all__ = [
     'PRECISIONS', 'BackendError', 'BackendWarning', 'Decision', 'OperationReport', 'Report',
     'adjoint_window', 'd_trace_start', 'd_trace_update', 'd_trace_window', 'es_trace_update',
-    'es_trace_window', 'report', 'trace_gradient', 'why',
+    'es_trace_window', 'leaving_window', 'report', 'trace_gradient', 'why',
 ]

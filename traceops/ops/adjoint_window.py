@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.adjoint_window import launch
 from traceops.kernels.adjoint_window.reference import adjoint_window as _definition
+from traceops.kernels.adjoint_window.reference import leaving_window as _leaving_definition
 from traceops.ops.checks import positions, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, bind, define, fold_positions
 from traceops.ops.states import (
@@ -25,78 +27,107 @@ from traceops.ops.states import (
     unflatten,
 )
 
-__all__ = ['ADJOINT_WINDOW', 'adjoint_window']
+__all__ = ['ADJOINT_WINDOW', 'adjoint_window', 'leaving_window']
 
 
-def _kinds(count: int, states: int) -> str:
+def _kinds(count: int, states: int, leaving: bool) -> str:
     """Of each argument: v has S states, m S x S. ``count`` is that of the operands."""
-    relations = (count - states - states ** 2) // states if states else count - 2
-    return 'vm' + 'v' * relations
+    fixed = 'm' if leaving else 'vm'
+    if not states:
+        return fixed + 'v' * (count - len(fixed))
+    return fixed + 'v' * (count // states - states - (not leaving))
 
 
-def _arguments(count: int, states: int, **_: Any) -> list[str]:
-    kinds = _kinds(count, states)
-    return labels(['signal', 'jacobian', *(f'factors[{r}]' for r in range(len(kinds) - 2))],
-                  kinds, states)
+def _arguments(count: int, states: int, leaving: bool, **_: Any) -> list[str]:
+    kinds = _kinds(count, states, leaving)
+    fixed = ['jacobian'] if leaving else ['signal', 'jacobian']
+    factors = [f'factors[{r}]' for r in range(len(kinds) - len(fixed))]
+    return labels([*fixed, *factors], kinds, states)
 
 
-def _axes(*operands: Any, kappa: float | None, states: int) -> Axes:
+def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Axes:
     name, trailing = 'adjoint_window', 0 if states else 1
-    kinds = _kinds(len(operands), states)
-    names = _arguments(len(operands), states)
-    place = positions(name, names[0], operands[0], f'[T, ...{", S" * trailing}]', 1 + trailing)
+    kinds = _kinds(len(operands), states, leaving)
+    names = _arguments(len(operands), states, leaving)
+    fixed = (0 if states else 2 if leaving else 1)
+    place = positions(name, names[0], operands[0], f'[T, ...{", S" * fixed}]', 1 + fixed)
     vector, matrix = ('t', *place, *('s',) * trailing), ('t', *place, *('s', 's2') * trailing)
-    if not states and operands[1].shape[-1:] != operands[1].shape[-2:-1]:
-        raise ValueError(f'{name}: `jacobian` has shape {operands[1].shape}; its last two axes, '
+    jacobian = operands[kinds.index('m')]
+    if not states and jacobian.shape[-1:] != jacobian.shape[-2:-1]:
+        raise ValueError(f'{name}: `jacobian` has shape {jacobian.shape}; its last two axes, '
                          'both of states, differ.')
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
     if states:          # Jacobians and factors that are the same at every step come once
-        steps = operands[0].shape[:1]
-        axes = [a if i < states or o.shape[:1] != (1,) or steps == (1,) else ('once', *a[1:])
+        whole, steps = 1 if leaving else states, operands[0].shape[:1]
+        axes = [a if i < whole or o.shape[:1] != (1,) or steps == (1,) else ('once', *a[1:])
                 for i, (a, o) in enumerate(zip(axes, operands, strict=True))]
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
-    last = (*place, 's')
-    results = (*(('t', *place) for _ in kinds[2:]), last, *((last,) if kappa is not None else ()))
+    relations, last = len(kinds) - (1 if leaving else 2), (*place, 's')
+    results = ((*(('t', *last) for _ in range(relations)), (*last, 's2')) if leaving else
+               (*(('t', *place) for _ in range(relations)), last,
+                *((last,) if kappa is not None else ())))
     return Axes(operands=tuple(axes), results=results,
-                replicated=frozenset({'t', 'once', 's', 's2'}), sizes_known={'s': states})
+                replicated=frozenset({'t', 'once', 's', 's2'}),
+                sizes_known={'s': states, 's2': states})
 
 
-def _dtypes(*operands: Any, kappa: float | None, states: int) -> list[Any]:
-    dtype = same_dtype('adjoint_window', _arguments(len(operands), states), operands)
-    return [dtype] * (len(_kinds(len(operands), states)) - 1 + (kappa is not None))
+def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> list[Any]:
+    dtype = same_dtype('adjoint_window', _arguments(len(operands), states, leaving), operands)
+    filtered = kappa is not None and not leaving
+    return [dtype] * (len(_kinds(len(operands), states, leaving)) - (not leaving) + filtered)
 
 
-def _reference(*operands: Any, kappa: float | None, states: int) -> Any:
-    signal, jacobian, *factors = unflatten(operands, _kinds(len(operands), states), states)
-    deltas, entering, filtered = _definition(signal, jacobian, factors, kappa)
+def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Any:
+    given = unflatten(operands, _kinds(len(operands), states, leaving), states)
+    if leaving:
+        products, transition = _leaving_definition(given[0], given[1:], kappa)
+        return (*products, transition)
+    deltas, entering, filtered = _definition(given[0], given[1], given[2:], kappa)
     return (*deltas, join(entering), *(() if filtered is None else (join(filtered),)))
 
 
-def _kernel(*operands: Any, capability: int, kappa: float | None, states: int) -> Any:
-    kinds = _kinds(len(operands), states)
-    whole = jax.eval_shape(lambda *a: every_step(a), *operands) if states else operands
-    call = launch.plan(*joined_structs(whole, kinds, states), capability=capability,
-                       kappa=kappa)
-    if not states or isinstance(call, str):
+def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
+            leaving: bool) -> Any:
+    kinds = _kinds(len(operands), states, leaving)
+    every = jax.eval_shape(lambda *a: every_step(a), *operands)
+    structs = joined_structs(every, kinds, states)[kinds.index('m'):]
+    separate = launch.is_separate(states, len(structs) - 1)
+    once = [[a.shape != b.shape for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(full),
+                                                strict=True)]
+            for given, full in zip(unflatten(operands, kinds, states),
+                                   unflatten(every, kinds, states), strict=True)]
+    once.insert(0, once.pop(kinds.index('m')))      # the kernel loads the Jacobian first
+    bits = [b for one in once for b in (one if separate else [all(one)])]
+    call = launch.plan(*structs, capability=capability, kappa=kappa, leaving=leaving,
+                       separate=separate, once=sum(b << i for i, b in enumerate(bits)))
+    if not states or separate or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
+        steps = operands[0].shape[0]
+        arguments = [a if all(b.shape[0] != steps for b in jax.tree.leaves(a)) else
+                     jax.tree.map(lambda b: jnp.broadcast_to(b, (steps, *b.shape[1:])), a)
+                     for a in unflatten(operands, kinds, states)]
         return [join_rows(a) if kind == 'm' else join(a)
-                for a, kind in zip(unflatten(every_step(operands), kinds, states), kinds,
-                                   strict=True)]
+                for a, kind in zip(arguments, kinds, strict=True)]
     return dataclasses.replace(call, prepare=prepare)
 
 
 def _cases() -> list[Any]:
     rng = np.random.default_rng(0)
     cases: list[Any] = []
+    draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     for S, R, kappa in ((1, 1, None), (2, 2, None), (2, 1, 0.8)):
-        draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
         cases.append(((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S),
-                       *(draw(5, 3, 67, S) for _ in range(R))), {'kappa': kappa, 'states': 0}))
+                       *(draw(5, 3, 67, S) for _ in range(R))),
+                      {'kappa': kappa, 'states': 0, 'leaving': False}))
+    apart = [draw(5, 3, 67) for _ in range(8)]          # two states apart, one relation
+    for leaving in (False, True):
+        cases.append((tuple(apart[2 * leaving:]),
+                      {'kappa': 0.8, 'states': 2, 'leaving': leaving}))
     return cases
 
 
@@ -145,7 +176,36 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
         ``backend`` is named and cannot run here.
     """
     operands, states = flatten([signal, jacobian, *factors], 'vm' + 'v' * len(factors))
-    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
+    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving=False,
                kappa=None if kappa is None else float(kappa))
     count = len(factors)
     return (tuple(out[:count]), *out[count:])
+
+
+def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None = None,
+                   backend: str | None = None) -> tuple[tuple[Any, ...], Any]:
+    r"""What a D-RTRL trace that leaves a window is made of: :func:`adjoint_window`'s scan, for the
+    adjoint of every state after the last step.
+
+    Parameters
+    ----------
+    jacobian, factors, kappa, backend
+        As in :func:`adjoint_window`; at least one step. The first array of the Jacobian has
+        every step.
+
+    Returns
+    -------
+    products : tuple of arrays, ``[T, ..., S]``
+        :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
+    transition : array, ``[..., S, S]``
+        :math:`M = D_T \cdots D_1`.
+
+    Raises
+    ------
+    ValueError, TypeError, BackendError
+        As :func:`adjoint_window`.
+    """
+    operands, states = flatten([jacobian, *factors], 'm' + 'v' * len(factors))
+    *products, transition = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
+                                 leaving=True, kappa=None if kappa is None else float(kappa))
+    return tuple(products), transition

@@ -23,6 +23,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 
 from traceops import config
 from traceops.errors import TraceopsError
+from traceops.kernels.launch import KernelCall
 from traceops.ops import verify
 
 __all__ = ['BACKENDS', 'BackendError', 'BackendWarning', 'Decision', 'Place', 'by_platform',
@@ -165,7 +166,8 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
         return Decision('jax', 'asked for')
     if any(0 in a.shape for a in operands):
         return Decision('jax', 'nothing to launch: an operand is empty')
-    problem = _problem(operation, operands, params, where)
+    call = _call(operation, operands, params, where)
+    problem = call if isinstance(call, str) else None
     if request == 'triton':
         if problem is not None:
             raise BackendError(
@@ -173,8 +175,10 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
                 f"here: 'jax'. Call {operation.name}(..., backend='jax'), or leave the choice "
                 "open with backend='auto'.")
         return Decision('triton', 'asked for')
-    if problem is not None:
-        return Decision('jax', problem)
+    if isinstance(call, str):
+        return Decision('jax', call)
+    if call.rather:
+        return Decision('jax', call.rather)
     verdict = verify.verdict(operation, where)
     if verdict.passed is False:
         _warn(operation, where, verdict.detail)
@@ -182,18 +186,16 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
     return Decision('triton', f'kernel, {verdict.detail}')
 
 
-def _problem(operation: Any, operands: Sequence[Any], params: dict[str, Any],
-             where: Place) -> str | None:
-    """Why the kernel cannot serve this call, or ``None``."""
+def _call(operation: Any, operands: Sequence[Any], params: dict[str, Any],
+          where: Place) -> KernelCall | str:
+    """The kernel's launch, or why it cannot serve this call."""
     if where.platform not in ('cuda', 'interpret'):
         return f'kernels run on NVIDIA GPUs and this program is for {where.platform}'
-    plan = operation.kernel(*operands, capability=where.capability, **params)
-    if isinstance(plan, str):
-        return plan
-    if where.platform == 'cuda':
-        from traceops.ops import traps
-        return traps.problem(where.capability)
-    return None
+    call = operation.kernel(*operands, capability=where.capability, **params)
+    if where.platform != 'cuda' or isinstance(call, str):
+        return call
+    from traceops.ops import traps
+    return traps.problem(where.capability) or call
 
 
 def runner(operation: Any, params: dict[str, Any], where: Place) -> Callable[..., Any]:

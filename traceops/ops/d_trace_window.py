@@ -20,6 +20,7 @@ from traceops.kernels.d_trace_window.reference import d_trace_window as _definit
 from traceops.ops.checks import floating, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, at_axis, bind, define
 from traceops.ops.states import join, join_rows
+from traceops.ops.trace_gradient import trace_gradient
 
 __all__ = ['D_TRACE_WINDOW', 'd_trace_start', 'd_trace_update', 'd_trace_window']
 
@@ -160,7 +161,7 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
     return new, total
 
 
-def d_trace_start(inputs: Any, factor: Any) -> Any:
+def d_trace_start(inputs: Any, factor: Any, *, backend: str | None = None) -> Any:
     r"""The D-RTRL trace after a window that started from zero: a batched matrix product.
 
     Parameters
@@ -169,6 +170,8 @@ def d_trace_start(inputs: Any, factor: Any) -> Any:
         :math:`x_s`.
     factor : array, ``[T, B, O, S]``
         :math:`p_s = D_T \cdots D_{s+1} f_s`.
+    backend : {'auto', 'jax', 'triton'}, optional
+        Default: ``traceops.settings().backend``.
 
     Returns
     -------
@@ -176,14 +179,11 @@ def d_trace_start(inputs: Any, factor: Any) -> Any:
         :math:`\sum_s x_s \otimes p_s`.
     """
     inputs, factor = jnp.asarray(inputs), join(factor)
-    shape = (inputs.shape[1], inputs.shape[2], *factor.shape[2:])
-    if not _is_large(shape, factor.dtype):
+    T, B, O, S = factor.shape  # noqa: E741
+    if T == 1:
         return _start(inputs, factor)
-
-    def one_by_one(inputs: Any, factor: Any) -> Any:
-        return lax.map(lambda sample: _start(sample[0][:, None], sample[1][:, None])[0],
-                       (jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor, 1, 0)))
-    return lax.platform_dependent(inputs, factor, cpu=one_by_one, default=_start)
+    new = trace_gradient(inputs, factor.reshape(T, B, O * S), by_sample=True, backend=backend)
+    return new.reshape(B, inputs.shape[2], O, S)
 
 
 def d_trace_update(trace: Any, inputs: Any, factor: Any, jacobian: Any, signal: Any, *,

@@ -25,7 +25,10 @@ def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., 
         call = operation.kernel(*operands, capability=where.capability, **params)
         given = operands if call.prepare is None else call.prepare(operands)
         structs = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in call.outputs]
-        with jax.named_scope(operation.primitive.name):     # the kernel's name in a profile
+        # the kernel's name in a profile, and what it does for who reads the program
+        scope = operation.primitive.name + (
+            f'/{call.unit}_operations_{call.operations}' if call.operations else '')
+        with jax.named_scope(scope):
             outputs = traps.triton_call(given, structs, call, where.capability)
         return tuple(outputs) if call.finish is None else call.finish(operands, outputs)
 
@@ -33,12 +36,15 @@ def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., 
         return one_device
 
     def many_devices(*operands: Any) -> Any:
+        addend = operands[operation.addend:] if operation.addend is not None else ()
+        operands = operands[:len(operands) - len(addend)]
         axes = operation.axes(*operands, **params)
         partitioned = custom_partitioning(one_device)
         partitioned.def_partition(
             partition=_partition(axes, one_device), sharding_rule=_rule(axes),
             need_replication_factors=_factors(axes, axes.replicated))
-        return partitioned(*operands)
+        first, *others = partitioned(*operands)
+        return (first + addend[0] if addend else first, *others)
     return many_devices
 
 

@@ -72,6 +72,9 @@ class Operation:
         ``(operation, size, operands, dims, request, params) -> results, dims``.
     cases : callable
         ``() -> [(operands, params), ...]``: what a kernel is tried on before it is used.
+    addend : int, optional
+        Operand, the last, that is only added to the first result and may be left out. Where
+        devices share a sum, it enters after theirs.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Operation:
     kernel: Callable[..., KernelCall | str]
     batch: Callable[..., Any]
     cases: Callable[[], Sequence[tuple[tuple[Any, ...], Params]]]
+    addend: int | None = None
 
     @functools.cached_property
     def primitive(self) -> Primitive:

@@ -120,6 +120,8 @@ def _on_gpu(op: Any, operands: Any, params: Any, here: choice.Place,
     plan = op.kernel(*operands, capability=90, **params)
     if isinstance(plan, str):
         return choice.Decision('jax', plan)
+    if plan.rather:
+        return choice.Decision('jax', plan.rather)
     missing = traps.problem(90)
     if missing is not None and 'not installed' in missing:
         return choice.Decision('triton', f'would be used; {missing}')

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from traceops.kernels.trace_gradient import launch
 from traceops.kernels.trace_gradient.reference import PRECISIONS
@@ -21,21 +23,40 @@ __all__ = ['PRECISIONS', 'TRACE_GRADIENT', 'trace_gradient']
 _NAMES = ('inputs', 'delta', 'total')
 
 
-def _axes(inputs: Any, delta: Any, total: Any, precision: str) -> Axes:
+def _arguments(count: int, **_: Any) -> Sequence[str]:
+    return _NAMES[:count]
+
+
+def _axes(inputs: Any, delta: Any, *total: Any, precision: str, by_sample: bool) -> Axes:
     name = 'trace_gradient'
     lanes = positions(name, 'inputs', inputs, '[T, B, I]', 3)
     ranked(name, 'delta', delta, '[T, B, O]', len(lanes) + 3)
-    ranked(name, 'total', total, '[I, O]', len(lanes) + 2)
-    return Axes(operands=((*lanes, 't', 'b', 'i'), (*lanes, 't', 'b', 'o'), (*lanes, 'i', 'o')),
-                results=((*lanes, 'i', 'o'),), replicated=frozenset(), summed=('t', 'b'))
+    result = (*lanes, *('b',) * by_sample, 'i', 'o')
+    for a in total:
+        ranked(name, 'total', a, '[B, I, O]' if by_sample else '[I, O]', len(result))
+    operands = ((*lanes, 't', 'b', 'i'), (*lanes, 't', 'b', 'o'), *(result for _ in total))
+    return Axes(operands=operands,
+                results=(result,), replicated=frozenset(), summed=('t', 'b'))
 
 
-def _dtypes(*operands: Any, precision: str) -> list[Any]:
-    return [same_dtype('trace_gradient', _NAMES, operands)]
+def _dtypes(*operands: Any, **_: Any) -> list[Any]:
+    return [same_dtype('trace_gradient', _NAMES[:len(operands)], operands)]
 
 
-def _reference(*operands: Any, precision: str) -> Any:
-    return (_definition(*operands, precision),)
+#: Bytes of one sample's product from which a CPU takes the samples one by one.
+_LARGE = 2 ** 16
+
+
+def _reference(inputs: Any, delta: Any, *total: Any, precision: str, by_sample: bool) -> Any:
+    whole = functools.partial(_definition, precision=precision, by_sample=by_sample)
+    size = inputs.shape[-1] * delta.shape[-1] * np.dtype(delta.dtype).itemsize
+    if total or not by_sample or inputs.ndim > 3 or inputs.shape[1] < 2 or size < _LARGE:
+        return (whole(inputs, delta, *total),)
+
+    def one_by_one(inputs: Any, delta: Any) -> Any:
+        return lax.map(lambda sample: whole(sample[0][:, None], sample[1][:, None])[0],
+                       (jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(delta, 1, 0)))
+    return (lax.platform_dependent(inputs, delta, cpu=one_by_one, default=whole),)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -50,19 +71,24 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
 
 
 def _cases() -> list[Any]:
+    """Spikes, but for ``'highest'``; and for ``'tf32'`` deltas that its rounding leaves alone."""
     rng = np.random.default_rng(3)
     draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
-    spikes = (rng.random((5, 3, 33)) < 0.2).astype(np.float32)
-    return [((spikes, draw(5, 3, 36), draw(33, 36)), {'precision': 'bf16x3'})]
+    spikes = (rng.random((7, 3, 33)) < 0.2).astype(np.float32)
+    delta, total = draw(7, 3, 36), draw(33, 36)
+    few_bits = np.float32(np.round(delta * 32) / 32)
+    return [((x, d, total), {'precision': precision, 'by_sample': False}) for precision, x, d in (
+        ('bf16x3', spikes, delta), ('highest', draw(7, 3, 33), delta),
+        ('bf16x2', spikes, delta), ('tf32', spikes, few_bits))]
 
 
 TRACE_GRADIENT = define(Operation(
-    name='trace_gradient', arguments=lambda count, **_: _NAMES, reference=_reference, axes=_axes,
-    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
+    name='trace_gradient', arguments=_arguments, reference=_reference, axes=_axes,
+    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases, addend=2))
 
 
 def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str = 'highest',
-                   backend: str | None = None) -> Any:
+                   by_sample: bool = False, backend: str | None = None) -> Any:
     r"""Weight gradient of a window: :math:`dW = dW_0 + \sum_t \sum_b x \otimes \delta`.
 
     Parameters
@@ -80,6 +106,8 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
         that tensor cores do the work: errors about 1e-7 and 3e-6; other inputs are rounded
         (2e-3). ``'tf32'``: both operands rounded to 10 bits: 3e-4. Measured by
         ``tests/ops/test_trace_gradient.py``. In float64 all are ``'highest'``.
+    by_sample : bool
+        Sum over steps alone. The result is ``[B, I, O]``, and so is ``total``.
     backend : {'auto', 'jax', 'triton'}, optional
         Default: ``traceops.settings().backend``.
 
@@ -97,8 +125,6 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     if precision not in PRECISIONS:
         raise ValueError(f'trace_gradient: `precision` is {precision!r}; it takes '
                          f"{', '.join(map(repr, PRECISIONS))}, e.g. precision='highest'.")
-    inputs, delta = jnp.asarray(inputs), jnp.asarray(delta)
-    if total is None:
-        shape = (*inputs.shape[:-3], inputs.shape[-1], delta.shape[-1])
-        total = jnp.zeros(shape, delta.dtype)
-    return bind(TRACE_GRADIENT, inputs, delta, total, backend=backend, precision=precision)[0]
+    given = (inputs, delta) if total is None else (inputs, delta, total)
+    return bind(TRACE_GRADIENT, *given, backend=backend, precision=precision,
+                by_sample=bool(by_sample))[0]

@@ -3,7 +3,8 @@
 """A learner's single step as primitives: recognisable in a jaxpr, upstream's program when run.
 
 A :class:`Step` says who takes the step and what it computes; the primitives carry it as a
-parameter and know nothing of learners, rules or the operations behind them.
+parameter and know nothing of learners, rules or the operations behind them. A step may say how
+to take it with the kernels of :mod:`traceops.ops` on a GPU that they serve.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from traceops.ops import choice
 from traceops.window.jaxprs import depends_on
 
 __all__ = ['GRADIENT', 'PREVIOUS', 'UPDATE', 'Step', 'step_of']
@@ -35,13 +37,20 @@ class Step:
         ``(**operands) -> results``, a pytree; upstream's own computation.
     operands : dict of str to pytree
         An example, which fixes names, order and structure.
+    fused : callable, optional
+        The same as ``function``, through operations that have kernels.
+    served : callable, optional
+        ``(place) -> bool``: whether they serve it there; with ``fused``.
     """
 
-    def __init__(self, owner: Any, function: Callable[..., Any], operands: dict[str, Any]) -> None:
+    def __init__(self, owner: Any, function: Callable[..., Any], operands: dict[str, Any],
+                 fused: Callable[..., Any] | None = None,
+                 served: Callable[[choice.Place], bool] | None = None) -> None:
         self.owner, self.function = owner, function
+        self.fused, self.served = fused, served
         self.trees = {name: jax.tree.structure(value) for name, value in operands.items()}
         self.result: Any = None
-        self._compiled: dict[Lanes, Callable[..., Any]] = {}
+        self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def split(self, flat: Sequence[Any]) -> dict[str, list[Any]]:
         """Leaves of each operand."""
@@ -56,54 +65,69 @@ class Step:
         return {name: self.trees[name].unflatten(leaves)
                 for name, leaves in self.split(flat).items()}
 
-    def over(self, lanes: Lanes) -> Callable[..., Any]:
+    def over(self, lanes: Lanes, fused: bool = False) -> Callable[..., Any]:
         """The function of flat operands, mapped over each level of lanes, outermost first."""
-        if lanes not in self._compiled:
-            fn: Callable[..., Any] = self._flat
+        if (lanes, fused) not in self._compiled:
+            fn: Callable[..., Any] = functools.partial(
+                self._flat, self.fused if fused else self.function)
             for mapped in reversed(lanes):
                 fn = jax.vmap(fn, in_axes=[0 if m else None for m in mapped])
             # inlined: the caller's program is upstream's, and tracing happens once
-            self._compiled[lanes] = jax.jit(fn, inline=True)
-        return self._compiled[lanes]
+            self._compiled[lanes, fused] = jax.jit(fn, inline=True)
+        return self._compiled[lanes, fused]
 
-    def _flat(self, *flat: Any) -> list[Any]:
-        leaves, self.result = jax.tree.flatten(self.function(**self.unflatten(flat)))
+    def _flat(self, function: Any, *flat: Any) -> list[Any]:
+        leaves, self.result = jax.tree.flatten(function(**self.unflatten(flat)))
         return leaves
+
+    def lowered(self, primitive: Primitive, lanes: Lanes) -> Callable[..., Any]:
+        """The primitive itself as a compiled function: the lowering chooses how it is taken."""
+        if (primitive, lanes) not in self._compiled:
+            self._compiled[primitive, lanes] = jax.jit(functools.partial(
+                primitive.bind, step=self, lanes=lanes, devices=choice.devices_needed()))
+        return self._compiled[primitive, lanes]
 
     def bind(self, primitive: Primitive, **operands: Any) -> Any:
         """Take the step: the results, in their structure."""
         flat = [jnp.asarray(leaf) for name in self.trees for leaf in jax.tree.leaves(
             operands[name])]
-        out = primitive.bind(*flat, step=self, lanes=())
+        devices = None if self.fused is None else choice.devices_needed()
+        out = primitive.bind(*flat, step=self, lanes=(), devices=devices)
         return self.result.unflatten(out)
 
 
-def _abstract(*avals: Any, step: Step, lanes: Lanes) -> Any:
+def _abstract(*avals: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
     return list(jax.make_jaxpr(step.over(lanes))(*avals).out_avals)
 
 
-def _eager(*operands: Any, step: Step, lanes: Lanes) -> Any:
-    return step.over(lanes)(*operands)
-
-
-def _jvp(primals: Any, tangents: Any, *, step: Step, lanes: Lanes) -> Any:
+def _jvp(primals: Any, tangents: Any, *, step: Step, lanes: Lanes, devices: Any) -> Any:
     return jax.jvp(step.over(lanes), tuple(primals),
                    tuple(ad.instantiate_zeros(t) for t in tangents))
 
 
-def _lower(ctx: Any, *operands: Any, step: Step, lanes: Lanes) -> Any:
+def _lower(ctx: Any, *operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
     return mlir.lower_fun(step.over(lanes), multiple_results=True)(ctx, *operands)
+
+
+def _lower_for_cuda(ctx: Any, *operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
+    fused = step.served is not None and step.served(choice.place(ctx, 'cuda'))
+    return mlir.lower_fun(step.over(lanes, fused), multiple_results=True)(ctx, *operands)
 
 
 def _primitive(name: str) -> Primitive:
     primitive = Primitive(f'etp_{name}')
     primitive.multiple_results = True
 
-    def batch(operands: Any, dims: Any, *, step: Step, lanes: Lanes) -> Any:
+    def eager(*operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
+        if devices is None:         # no program for a GPU can be made
+            return step.over(lanes)(*operands)
+        return step.lowered(primitive, lanes)(*operands)
+
+    def batch(operands: Any, dims: Any, *, step: Step, lanes: Lanes, devices: Any) -> Any:
         mapped = tuple(d is not None for d in dims)
         moved = [a if d is None else jnp.moveaxis(a, d, 0)
                  for a, d in zip(operands, dims, strict=True)]
-        out = primitive.bind(*moved, step=step, lanes=(mapped, *lanes))
+        out = primitive.bind(*moved, step=step, lanes=(mapped, *lanes), devices=devices)
         if all(m for name, part in step.split(mapped).items() for m in part
                if name not in ('index', 'weights')):
             return out, [0] * len(out)
@@ -117,10 +141,11 @@ def _primitive(name: str) -> Primitive:
             0 if r else None for r in reached]
 
     primitive.def_abstract_eval(_abstract)
-    primitive.def_impl(_eager)
+    primitive.def_impl(eager)
     ad.primitive_jvps[primitive] = _jvp
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, _lower)
+    mlir.register_lowering(primitive, _lower_for_cuda, platform='cuda')
     return primitive
 
 

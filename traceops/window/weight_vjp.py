@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,8 @@ Operation = Callable[[Any, dict[str, Any]], Any]
 
 
 def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
-               cotangent: Any, y_shape: Sequence[int], precision: str) -> dict[str, Any]:
+               cotangent: Any, y_shape: Sequence[int], precision: str,
+               backend: str | None = None) -> dict[str, Any]:
     r"""``sum_t vjp_W(op)(x_t, cotangent_t)`` in one call.
 
     The weight is not mapped, so the sum over steps (and lanes) is the contraction of the
@@ -44,7 +46,10 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         Shape of one step's output.
     precision : str
         Of the product, as :func:`traceops.ops.trace_gradient` takes it.
+    backend : str, optional
+        That makes the product, as it takes it too.
     """
+    product = functools.partial(trace_gradient, precision=precision, backend=backend)
     with jax.default_matmul_precision(_MATMUL[precision]):
         if x is None:
             return _pull(lambda w: jnp.broadcast_to(op(None, w), cotangent.shape), weights,
@@ -57,7 +62,7 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
 
         def rows(x: Any, cotangent: Any) -> dict[str, Any]:
             return _product(op, weights, x.reshape(1, -1, inner[-1]),
-                            cotangent.reshape(1, -1, y_shape[-1]), precision)
+                            cotangent.reshape(1, -1, y_shape[-1]), product)
 
         def in_place(x: Any, cotangent: Any) -> dict[str, Any]:
             """Without an axis of steps and samples, in which samples spread over devices would
@@ -66,7 +71,7 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
             cotangent = cotangent.reshape(*lead, *y_shape)
             if by_rows:
                 return _product(op, weights, x.reshape(x.shape[0], -1, x.shape[-1]),
-                                cotangent.reshape(x.shape[0], -1, y_shape[-1]), precision)
+                                cotangent.reshape(x.shape[0], -1, y_shape[-1]), product)
             # lanes come before steps, rows stay an axis
             return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
 
@@ -84,7 +89,7 @@ def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any)
 
 
 def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
-             precision: str) -> dict[str, Any]:
+             product: Callable[..., Any]) -> dict[str, Any]:
     """The weight VJP of an op on rows, ``[T, B, ...]``: the product in it as an operation.
 
     The VJP of a dense op multiplies the inputs with the cotangents over all rows; what else it
@@ -101,7 +106,7 @@ def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
     products = [e for e in jaxpr.eqns if e.primitive.name == 'dot_general'
                 and set(e.invars) == {x_var, ct_var}
                 and e.params['dimension_numbers'] == (((0,), (0,)), ((), ()))]
-    values = [trace_gradient(x, cotangent, precision=precision) for _ in products]
+    values = [product(x, cotangent) for _ in products]
     values = [a if e.invars[0] is x_var else a.T for e, a in zip(products, values, strict=True)]
     made = [e.outvars[0] for e in products]
     eqns, _ = backward_slice(jaxpr, jaxpr.outvars, given=set(made))

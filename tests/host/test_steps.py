@@ -1,0 +1,67 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A single step through the operations that have kernels: as upstream's, to rounding.
+
+On a GPU they are what a step is lowered to; here they are called by force.
+"""
+
+import brainstate
+import braintrace
+import jax
+import numpy as np
+import pytest
+import saiunit as u
+
+import traceops
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.measure import of_case
+from traceops.window.step import Step
+
+
+def hand_driven(compiler, net, vmap, rule='D_RTRL'):
+    """Gradients of five steps, each at the weights that the step before has left."""
+    brainstate.environ.set(dt=1. * u.ms)
+    training = of_case(Case('one', net, rule, 24, None, steps=5, batch=3, vmap=vmap, n_in=7))
+    learner = compiler(training.model, training.algorithm, training.inputs[0],
+                       **training.options)
+    weights = training.model.states(brainstate.ParamState)
+    step = brainstate.transform.jit(lambda x: brainstate.transform.grad(
+        lambda: (learner(x) ** 2).sum(), weights)())
+    found = []
+    for x in 40 * training.inputs:          # that they spike, from the first step on
+        grads = step(x)
+        for key, grad in grads.items():
+            weights[key].value = jax.tree.map(lambda w, g: w - 0.01 * g, weights[key].value, grad)
+        found.append(grads)
+    return found
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """Every step that may be fused is; the names of those that were."""
+    over, taken = Step.over, []
+
+    def fused(self, lanes, fused=False):
+        if self.fused is not None:
+            taken.append(self.fused.__name__)
+        return over(self, lanes, self.fused is not None)
+    monkeypatch.setattr(Step, 'over', fused)
+    return taken
+
+
+@pytest.mark.parametrize('vmap', [False, True])
+def test_a_fused_step_is_upstreams(forced, vmap):
+    want = hand_driven(braintrace.compile, 'alif', vmap)
+    got = hand_driven(traceops.compile, 'alif', vmap)
+    assert {'_fused_update', '_fused_gradient'} <= set(forced)
+    for a, b in zip(jax.tree.leaves(got[1:]), jax.tree.leaves(want[1:]), strict=True):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        assert np.abs(b).max() > 0
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('net, rule', [('lif', 'D_RTRL'), ('alif', 'ES_D_RTRL')])
+def test_other_steps_have_no_fused_form(forced, net, rule):
+    """One state: XLA makes one pass of it already. A factorised trace: there is none of I x O."""
+    hand_driven(traceops.compile, net, False, rule)
+    assert not forced
