@@ -93,7 +93,7 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
     Parameters
     ----------
     jacobian, factors, kappa
-        As in :func:`adjoint_window`; the first array of the Jacobian has every step.
+        As in :func:`adjoint_window`; one array at least has every step.
 
     Returns
     -------
@@ -103,8 +103,9 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
         :math:`M = D_T \cdots D_1`.
     """
     first = jacobian[0][0] if isinstance(jacobian, Sequence) else jacobian[..., 0, 0]
+    steps = max(a.shape[0] for a in jax.tree.leaves((jacobian, factors)))
     states = range(len(jacobian) if isinstance(jacobian, Sequence) else jacobian.shape[-1])
-    zero = jnp.zeros_like(first)
+    zero = jnp.zeros((steps, *first.shape[1:]), first.dtype)
     one = zero.at[-1].set(1.)
     rows = [adjoint_window([one if j == i else zero for j in states], jacobian, factors, kappa)
             for i in states]

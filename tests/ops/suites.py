@@ -217,6 +217,7 @@ class AdjointWindowSuite(Suite):
         """Entries of the Jacobian, one whole factor and an entry of another as ``[1, ...]``."""
         signal, jacobian, some, all_ = self.operands()
         jacobian = jacobian.at[..., 1, :].set(jacobian[:1, ..., 1, :])
+        jacobian = jacobian.at[..., 0, 0].set(jacobian[:1, ..., 0, 0]) if leaving else jacobian
         some, all_ = some.at[..., 1].set(some[:1, ..., 1]), all_.at[:].set(all_[:1])
 
         def run(signal, jacobian, some, all_, once):
@@ -224,7 +225,7 @@ class AdjointWindowSuite(Suite):
             one = (lambda a: a[:1]) if once else (lambda a: a)
             first, second = (parts(jacobian[..., i, :]) for i in range(2))
             factors = [(parts(some)[0], one(parts(some)[1])), tuple(map(one, parts(all_)))]
-            D = [first, tuple(map(one, second))]
+            D = [(one(first[0]) if leaving else first[0], first[1]), tuple(map(one, second))]
             if leaving:
                 return ops.leaving_window(D, factors, backend=self.backend)
             return ops.adjoint_window(parts(signal), D, factors, backend=self.backend)

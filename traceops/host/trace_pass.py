@@ -87,12 +87,11 @@ class TracePass:
     def _leaving(self, record: Any, g: int, feeding: Any,
                  kappa: float | None) -> tuple[list[Any], Any]:
         r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, :math:`M = D_T \cdots D_1`."""
+        given = record['D'][g], [record['f'][v.factor_key(g)] for v in feeding]
         steps = max(a.shape[0] for a in jax.tree.leaves(record))
-        (first, *row), *rows = record['D'][g]
-        first = jnp.broadcast_to(first, (steps, *first.shape[1:]))
-        factors, transition = leaving_window(
-            [(first, *row), *rows], [record['f'][v.factor_key(g)] for v in feeding], kappa=kappa,
-            backend=self.backend)
+        if all(a.shape[0] != steps for a in jax.tree.leaves(given)):    # the same at every step
+            given = jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape[1:])), given)
+        factors, transition = leaving_window(*given, kappa=kappa, backend=self.backend)
         return list(factors), transition
 
     def dense(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.adjoint_window import launch
@@ -45,6 +44,12 @@ def _arguments(count: int, states: int, leaving: bool, **_: Any) -> list[str]:
     return labels([*fixed, *factors], kinds, states)
 
 
+def _steps(operands: Sequence[Any], leaving: bool) -> int:
+    """How many there are: what every signal has; without one, what any operand has."""
+    counts = [n for a in operands for n in a.shape[:1]]
+    return max(counts) if leaving else counts[0] if counts else 0
+
+
 def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Axes:
     name, trailing = 'adjoint_window', 0 if states else 1
     kinds = _kinds(len(operands), states, leaving)
@@ -59,8 +64,8 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Ax
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
     if states:          # Jacobians and factors that are the same at every step come once
-        whole, steps = 1 if leaving else states, operands[0].shape[:1]
-        axes = [a if i < whole or o.shape[:1] != (1,) or steps == (1,) else ('once', *a[1:])
+        signals, steps = 0 if leaving else states, _steps(operands, leaving)
+        axes = [('once', *a[1:]) if i >= signals and steps != 1 and o.shape[:1] == (1,) else a
                 for i, (a, o) in enumerate(zip(axes, operands, strict=True))]
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
@@ -92,25 +97,26 @@ def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
             leaving: bool) -> Any:
     kinds = _kinds(len(operands), states, leaving)
-    every = jax.eval_shape(lambda *a: every_step(a), *operands)
+    steps = _steps(operands, leaving)
+    every = jax.eval_shape(lambda *a: every_step(a, steps), *operands)
     structs = joined_structs(every, kinds, states)[kinds.index('m'):]
     separate = launch.is_separate(states, len(structs) - 1)
     once = [[a.shape != b.shape for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(full),
                                                 strict=True)]
             for given, full in zip(unflatten(operands, kinds, states),
                                    unflatten(every, kinds, states), strict=True)]
-    once.insert(0, once.pop(kinds.index('m')))      # the kernel loads the Jacobian first
-    bits = [b for one in once for b in (one if separate else [all(one)])]
+    at = kinds.index('m')                       # the kernel loads the Jacobian first
+    loaded = [once[at], *once[:at], *once[at + 1:]]
+    bits = [b for one in loaded for b in (one if separate else [all(one)])]
     call = launch.plan(*structs, capability=capability, kappa=kappa, leaving=leaving,
                        separate=separate, once=sum(b << i for i, b in enumerate(bits)))
     if not states or separate or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
-        steps = operands[0].shape[0]
-        arguments = [a if all(b.shape[0] != steps for b in jax.tree.leaves(a)) else
-                     jax.tree.map(lambda b: jnp.broadcast_to(b, (steps, *b.shape[1:])), a)
-                     for a in unflatten(operands, kinds, states)]
+        arguments = [a if all(one) else b for a, b, one in zip(
+            unflatten(operands, kinds, states),
+            unflatten(every_step(operands, steps), kinds, states), once, strict=True)]
         return [join_rows(a) if kind == 'm' else join(a)
                 for a, kind in zip(arguments, kinds, strict=True)]
     return dataclasses.replace(call, prepare=prepare)
@@ -190,8 +196,7 @@ def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None
     Parameters
     ----------
     jacobian, factors, kappa, backend
-        As in :func:`adjoint_window`; at least one step. The first array of the Jacobian has
-        every step.
+        As in :func:`adjoint_window`; at least one step, and one array that has them all.
 
     Returns
     -------

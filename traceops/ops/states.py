@@ -31,9 +31,8 @@ def join_rows(rows: Any) -> Any:
     return jnp.stack([join(row) for row in rows], -2)
 
 
-def every_step(operands: Sequence[Any]) -> list[Any]:
-    """Operands ``[T, ...]``, the first of which has all steps: one that came once is repeated."""
-    steps = operands[0].shape[0]
+def every_step(operands: Sequence[Any], steps: int) -> list[Any]:
+    """Operands ``[T, ...]``: one that came once is repeated."""
     return [jnp.broadcast_to(a, (steps, *a.shape[1:])) for a in operands]
 
 
