@@ -26,8 +26,8 @@ _FEW = 32768
 
 
 #: Forms with one operand a state: how many relations each number of states may have. Others are
-#: joined first, which for one state costs nothing.
-SEPARATE = {2: 4, 3: 1, 4: 1}
+#: joined first. (Of one state the two forms are the same.)
+SEPARATE = {1: 4, 2: 4, 3: 1, 4: 1}
 
 
 def is_separate(states: int, relations: int) -> bool:
@@ -36,8 +36,11 @@ def is_separate(states: int, relations: int) -> bool:
 
 
 def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: bool,
-         separate: bool) -> KernelCall | str:
-    """The launch for operands of these shapes, or why there is none."""
+         separate: bool, same: int = 0) -> KernelCall | str:
+    """The launch for operands of these shapes, or why there is none.
+
+    ``same`` has a bit for each state of each factor that is a single number.
+    """
     S = jacobian.shape[-1]
     if jacobian.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {jacobian.dtype}'
@@ -50,8 +53,8 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S, N < _FEW]
     form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
-    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'BLOCK': tile.block[0]}
-    name = f'{S}x{R}' if separate else R
+    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'SAME': same, 'BLOCK': tile.block[0]}
+    name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
     if leaving:
         return KernelCall(

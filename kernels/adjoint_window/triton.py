@@ -5,7 +5,8 @@
 The states and the arriving adjoint stay in registers; the loads of the next step are issued
 before the arithmetic of this one. Each kernel has an entry for every number of relations, for
 operands with a trailing axis of states (``adjoint_window_2``: two relations), and for one operand
-a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies.
+a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies. SAME
+has a bit for each state of each factor that is one number, the same everywhere.
 """
 
 import triton
@@ -30,40 +31,43 @@ __all__ = [
 
 
 @triton.jit
-def _load(ptrs, at, live, COUNT: tl.constexpr):
-    """The same position of each of COUNT arrays."""
+def _load(ptrs, at, live, COUNT: tl.constexpr, SAME: tl.constexpr):
+    """The same position of each of COUNT arrays; bit i of SAME: the i-th is a single number."""
     out = ()
     for i in tl.static_range(COUNT):
-        out = out + (tl.load(ptrs[i] + at, mask=live, other=0.).to(tl.float32),)
+        place = at
+        if (SAME >> i) % 2 == 1:
+            place = at * 0
+        out = out + (tl.load(ptrs[i] + place, mask=live, other=0.).to(tl.float32),)
     return out
 
 
 @triton.jit
-def _load_vector(ptrs, at, live, S: tl.constexpr, JOINED: tl.constexpr):
-    if JOINED:
+def _load_vector(ptrs, at, live, S: tl.constexpr, JOINED: tl.constexpr, SAME: tl.constexpr):
+    if JOINED and S > 1:
         return load_states(ptrs[0], at, live, S)
     else:
-        return _load(ptrs, at, live, S)
+        return _load(ptrs, at, live, S, SAME)
 
 
 @triton.jit
 def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, V: tl.constexpr,
-               JOINED: tl.constexpr):
-    """The rows of the Jacobian, then each of V vectors."""
+               JOINED: tl.constexpr, SAME: tl.constexpr):
+    """The rows of the Jacobian, then each of V vectors; S bits of SAME a vector."""
     at = tl.cast(tl.maximum(t, 0), tl.int64) * N + n       # past the end: a step that is in cache
     if JOINED:
         out = (load_rows(jacobian[0], at, live, S),)
     else:
-        out = (_load(jacobian, at, live, S * S),)
+        out = (_load(jacobian, at, live, S * S, 0),)
     for v in tl.static_range(V):
-        out = out + (_load_vector(vectors[v], at, live, S, JOINED),)
+        out = out + (_load_vector(vectors[v], at, live, S, JOINED, SAME >> (v * S)),)
     return out
 
 
 @triton.jit
 def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.constexpr,
           S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-          BLOCK: tl.constexpr, JOINED: tl.constexpr):
+          SAME: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     zero = tl.zeros((BLOCK,), tl.float32)
@@ -74,11 +78,12 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
         decaying = decaying + (zero,)
     vectors = (signal,) + factors
     ahead = _load_step(jacobian, vectors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, 1 + R,
-                       JOINED)
+                       JOINED, SAME << S)
     for k in range(T):
         t = T - 1 - k
         now = ahead
-        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED)
+        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED,
+                           SAME << S)
         adjoint = ()
         kept = ()
         for s in tl.static_range(S):
@@ -104,8 +109,8 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
 
 @triton.jit
 def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: tl.constexpr,
-                  R: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                  JOINED: tl.constexpr):
+                  R: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
+                  BLOCK: tl.constexpr, JOINED: tl.constexpr):
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter
@@ -117,11 +122,12 @@ def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: t
     rows = ()
     for _ in tl.static_range(S * S):
         rows = rows + (tl.zeros((BLOCK,), tl.float32),)
-    ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED)
+    ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED,
+                       SAME)
     for k in range(T):
         t = T - 1 - k
         now = ahead
-        ahead = _load_step(jacobian, factors, t - 1, n, live, N, S, R, JOINED)
+        ahead = _load_step(jacobian, factors, t - 1, n, live, N, S, R, JOINED, SAME)
         adjoint = ()
         for i in tl.static_range(S * S):
             if i % (S + 1) == 0:
@@ -141,153 +147,160 @@ def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: t
 @triton.jit
 def adjoint_window_1(signal, jacobian, f0, T, d0, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER,
-          BLOCK, True)
+          SAME, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_2(signal, jacobian, f0, f1, T, d0, d1, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,)), (d0, d1), entering, filtered, T, N, S, 2, KAPPA,
-          FILTER, BLOCK, True)
+          FILTER, SAME, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_3(signal, jacobian, f0, f1, f2, T, d0, d1, d2, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,)), (d0, d1, d2), entering, filtered, T, N,
-          S, 3, KAPPA, FILTER, BLOCK, True)
+          S, 3, KAPPA, FILTER, SAME, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_4(signal, jacobian, f0, f1, f2, f3, T, d0, d1, d2, d3, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,), (f3,)), (d0, d1, d2, d3), entering,
-          filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, True)
+          filtered, T, N, S, 4, KAPPA, FILTER, SAME, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_2x1(L0, L1, D00, D01, D10, D11, f00, f01, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01),), (d0,), entering, filtered, T, N, S, 1,
-          KAPPA, FILTER, BLOCK, False)
+          KAPPA, FILTER, SAME, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x2(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, T, d0, d1, entering,
                        filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11)), (d0, d1), entering, filtered,
-          T, N, S, 2, KAPPA, FILTER, BLOCK, False)
+          T, N, S, 2, KAPPA, FILTER, SAME, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x3(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, d0, d1, d2,
                        entering, filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (d0, d1, d2),
-          entering, filtered, T, N, S, 3, KAPPA, FILTER, BLOCK, False)
+          entering, filtered, T, N, S, 3, KAPPA, FILTER, SAME, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x4(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, d0,
                        d1, d2, d3, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, False)
+          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, SAME, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_3x1(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T,
                        d0, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (d0,),
-          entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK, False)
+          entering, filtered, T, N, S, 1, KAPPA, FILTER, SAME, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
                        D30, D31, D32, D33, f00, f01, f02, f03, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1, L2, L3),
           (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK,
-          False)
+          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, SAME,
+          BLOCK, False)
 
 
 @triton.jit
 def leaving_window_1(jacobian, f0, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, True)
+                     KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,),), (p0,), leaving, T, N, S, 1, KAPPA, SAME, BLOCK, True)
 
 
 @triton.jit
 def leaving_window_2(jacobian, f0, f1, T, p0, p1, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), leaving, T, N, S, 2, KAPPA, BLOCK, True)
+                     KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), leaving, T, N, S, 2, KAPPA, SAME, BLOCK,
+                  True)
 
 
 @triton.jit
 def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                     S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), leaving, T, N, S, 3, KAPPA,
-                  BLOCK, True)
+                  SAME, BLOCK, True)
 
 
 @triton.jit
 def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                     S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), leaving, T, N, S,
-                  4, KAPPA, BLOCK, True)
+                  4, KAPPA, SAME, BLOCK, True)
 
 
 @triton.jit
 def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, leaving, N: tl.constexpr,
-                       S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK,
-                  False)
+                       S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), leaving, T, N, S, 1, KAPPA, SAME,
+                  BLOCK, False)
 
 
 @triton.jit
 def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), leaving, T, N, S, 2,
-                  KAPPA, BLOCK, False)
+                  KAPPA, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
-                  leaving, T, N, S, 3, KAPPA, BLOCK, False)
+                  leaving, T, N, S, 3, KAPPA, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
                        p3, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       BLOCK: tl.constexpr):
+                       SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-                  (p0, p1, p2, p3), leaving, T, N, S, 4, KAPPA, BLOCK, False)
+                  (p0, p1, p2, p3), leaving, T, N, S, 4, KAPPA, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,),
-                  leaving, T, N, S, 1, KAPPA, BLOCK, False)
+                  leaving, T, N, S, 1, KAPPA, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
                        D33, f00, f01, f02, f03, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, BLOCK: tl.constexpr):
+                       KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving(
                   (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-                  ((f00, f01, f02, f03),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, False)
+                  ((f00, f01, f02, f03),), (p0,), leaving, T, N, S, 1, KAPPA, SAME, BLOCK, False)
 

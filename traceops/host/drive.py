@@ -74,6 +74,8 @@ def gradient(
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(learner, program, length)
+    if rule.at_once:            # a kernel need not read what is one number
+        rule.numbers = learner._recorder.read(program.numbers()['tape'])['f']
     total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
     learner._last_call = ('window', f'{K} steps per window')
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)

@@ -55,7 +55,7 @@ class ParamDimRule(Rule):
         entering, filtered = [], []
         for g, (signal, before) in self._signals(record).items():
             feeding = self._feeding(g)
-            factors = [record['f'][v.factor_key(g)] for v in feeding]
+            factors = [self.factor(record, v.factor_key(g)) for v in feeding]
             out, *last = self._adjoint(g, signal, record['D'][g], factors, carry)
             for view, delta in zip(feeding, out, strict=True):
                 known = deltas.get(id(view))
@@ -71,7 +71,7 @@ class ParamDimRule(Rule):
         signals = [entering, *([filtered] if self.kappa is not None else [])]
         if not self.carried:
             return grads, {'arriving': signals}
-        more, carry = TracePass(self.learner, self.views, self.lanes, self.kappa)(
+        more, carry = TracePass(self.learner, self.views, self.lanes, self.kappa, self.factor)(
             carry, signals, record, weight_vals)
         for path, value in more.items():
             grads[path] = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads[path], value)

@@ -44,6 +44,7 @@ class Rule:
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
         self.backend = learner.traceops_settings.backend
+        self.numbers: dict[Any, Any] = {}
 
     @property
     def paths(self) -> tuple[Any, ...]:
@@ -57,6 +58,11 @@ class Rule:
         bypass = record.get('bypass')
         return {i: _with_bypass(s, None if bypass is None else bypass[i])
                 for i, s in enumerate(record['signal'])}
+
+    def factor(self, record: Any, key: Any) -> Any:
+        """Of one relation and group, state by state; a state that is known to be a number as it."""
+        known = self.numbers.get(key, (None,) * len(record['f'][key]))
+        return tuple(a if n is None else n for a, n in zip(record['f'][key], known, strict=True))
 
     def inner(self, carry: Carry) -> Any:
         """What the rule folds step by step while the window is simulated."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,10 +32,13 @@ class TracePass:
         It runs under ``vmap``.
     kappa : float or None
         Low-pass coefficient of the trace.
+    factor : callable, optional
+        ``(record, key) -> states`` of one relation and group, where not as in the record.
     """
 
     def __init__(self, learner: Any, views: tuple[RelationView, ...], lanes: bool,
-                 kappa: float | None) -> None:
+                 kappa: float | None, factor: Callable[[Any, Any], Any] | None = None) -> None:
+        self.factor = factor or (lambda record, key: record['f'][key])
         self.learner, self.views, self.lanes = learner, views, lanes
         self.decay = {'trace': None, **({'filter': kappa} if kappa is not None else {})}
         self.backend = learner.traceops_settings.backend
@@ -88,7 +92,7 @@ class TracePass:
                  kappa: float | None) -> tuple[list[Any], Any]:
         r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, :math:`M = D_T \cdots D_1`."""
         factors, transition = leaving_window(
-            record['D'][g], [record['f'][v.factor_key(g)] for v in feeding], kappa=kappa,
+            record['D'][g], [self.factor(record, v.factor_key(g)) for v in feeding], kappa=kappa,
             backend=self.backend)
         return list(factors), transition
 

@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.adjoint_window import launch
@@ -55,7 +57,11 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Ax
                          'both of states, differ.')
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
-    for argument, operand, expected in zip(names, operands, axes, strict=True):
+    first = len(operands) - len(kinds[kinds.index('m') + 1:]) * states
+    for i, (argument, operand, expected) in enumerate(zip(names, operands, axes, strict=True)):
+        if states and i >= first and operand.ndim == 0:     # a factor that is a single number
+            axes[i] = ()
+            continue
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
     relations, last = len(kinds) - (1 if leaving else 2), (*place, 's')
@@ -72,8 +78,13 @@ def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> 
     return [dtype] * (len(_kinds(len(operands), states, leaving)) - (not leaving) + filtered)
 
 
+def _spread(operands: Sequence[Any]) -> list[Any]:
+    """Single numbers as arrays of them."""
+    return [jnp.broadcast_to(a, operands[0].shape) if a.ndim == 0 else a for a in operands]
+
+
 def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Any:
-    given = unflatten(operands, _kinds(len(operands), states, leaving), states)
+    given = unflatten(_spread(operands), _kinds(len(operands), states, leaving), states)
     if leaving:
         products, transition = _leaving_definition(given[0], given[1:], kappa)
         return (*products, transition)
@@ -84,16 +95,19 @@ def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
             leaving: bool) -> Any:
     kinds = _kinds(len(operands), states, leaving)
-    structs = joined_structs(operands, kinds, states)[kinds.index('m'):]
+    full = [jax.ShapeDtypeStruct(a.shape or operands[0].shape, a.dtype) for a in operands]
+    structs = joined_structs(full, kinds, states)[kinds.index('m'):]
+    numbers = operands[len(operands) - (len(structs) - 1) * states:] if states else ()
     separate = launch.is_separate(states, len(structs) - 1)
     call = launch.plan(*structs, capability=capability, kappa=kappa, leaving=leaving,
-                       separate=separate)
+                       separate=separate, same=sum(
+                           1 << i for i, a in enumerate(numbers) if a.ndim == 0) * separate)
     if not states or separate or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
         return [join_rows(a) if kind == 'm' else join(a)
-                for a, kind in zip(unflatten(operands, kinds, states), kinds, strict=True)]
+                for a, kind in zip(unflatten(_spread(operands), kinds, states), kinds, strict=True)]
     return dataclasses.replace(call, prepare=prepare)
 
 
@@ -132,7 +146,8 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
     jacobian : array, ``[T, ..., S, S]``
         :math:`D_t = \partial h_t / \partial h_{t-1}`.
     factors : sequence of arrays, ``[T, ..., S]``
-        :math:`f_t = \partial h_t / \partial y_t`, one per relation that feeds the group.
+        :math:`f_t = \partial h_t / \partial y_t`, one per relation that feeds the group. Where
+        states are apart, one that is the same at every step and position may be a number.
     kappa : float, optional
         Low-pass of the trace (e-prop): the signal becomes
         :math:`\tilde L_t = L_t + \kappa \tilde L_{t+1}` before the scan.

@@ -192,13 +192,21 @@ def at_axis(operand: Any, dim: int | None, axis: int, size: int) -> Any:
     return jnp.broadcast_to(jnp.expand_dims(operand, axis), shape)
 
 
+def _over_positions(numbers: Any, like: Any, dim: int | None, size: int) -> Any:
+    """A number of each lane, ``[V]``, as an array ``[T, V, ...]``."""
+    T, *place = (n for i, n in enumerate(like.shape) if i != dim)
+    return jnp.broadcast_to(numbers.reshape(size, *(1,) * len(place)), (T, size, *place))
+
+
 def fold_positions(operation: Operation, size: int, operands: Sequence[Any],
                    dims: Sequence[int | None], request: str, params: Params) -> Any:
     """Batching of an element-wise scan: the mapped axis becomes one more axis of positions."""
     one = [jax.ShapeDtypeStruct(tuple(n for i, n in enumerate(a.shape) if i != d), a.dtype)
            for a, d in zip(operands, dims, strict=True)]
     axes = operation.axes(*one, **params)
-    moved = [a if names == ('t',) else at_axis(a, d, int('t' in names), size)
+    moved = [a if names == ('t',) or (not names and d is None) else
+             _over_positions(a, operands[0], dims[0], size) if not names else
+             at_axis(a, d, int('t' in names), size)
              for a, d, names in zip(operands, dims, axes.operands, strict=True)]
     out = bind(operation, *moved, backend=request, **params)
     return out, [int('t' in names) for names in axes.results]

@@ -40,13 +40,17 @@ def flatten(arguments: Sequence[Any], kinds: str) -> tuple[list[Any], int]:
         Arrays, or states.
     kinds : str
         One letter an argument: ``v`` has S states, ``m`` S x S.
+
+    A state may be a number, which takes the dtype of the arrays.
     """
     if not any(isinstance(a, Sequence) for a in arguments):
         return [jnp.asarray(a) for a in arguments], 0
     flat: list[Any] = []
+    arrays = [a for a in jax.tree.leaves(arguments) if not isinstance(a, float)]
     for argument, kind in zip(arguments, kinds, strict=True):
         rows = split_rows(argument) if kind == 'm' else (split(argument),)
-        flat.extend(jnp.asarray(a) for row in rows for a in row)
+        flat.extend(jnp.asarray(a, arrays[0].dtype if isinstance(a, float) else None)
+                    for row in rows for a in row)
     return flat, len(split(arguments[0]))
 
 

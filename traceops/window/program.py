@@ -106,6 +106,24 @@ class StepProgram:
         leaves = jax.tree.leaves([s.value for s in self.states])
         return [leaves[i - self.slices] for i in self.phases.constant]
 
+    def numbers(self) -> Any:
+        """In the structure of a step's outputs: a float where one is the same everywhere, always.
+
+        As far as the program of the step alone shows it; else ``None``.
+        """
+        closed = self.phases.closed
+
+        def number(position: int) -> float | None:
+            aval = closed.out_avals[position]
+            if not jnp.issubdtype(aval.dtype, jnp.floating):
+                return None
+            value = value_if_constant(closed, position, {})
+            if value is None or np.unique(value).size != 1:
+                return None
+            return float(np.ravel(value)[0])
+
+        return self.out_tree.unflatten([number(p) for p in self.phases.stacked])
+
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
         """The sums in the structure of ``like``; ``None`` where the step never adds anything."""
         known = dict(zip(self.summed, sums, strict=True))
