@@ -35,11 +35,12 @@ def is_separate(states: int, relations: int) -> bool:
     return relations <= SEPARATE.get(states, 0)
 
 
-def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: bool,
+def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: str,
          separate: bool, same: int = 0) -> KernelCall | str:
     """The launch for operands of these shapes, or why there is none.
 
-    ``same`` has a bit for each state of each factor that is a single number.
+    ``leaving``: as in :mod:`traceops.ops.adjoint_window`. ``same`` has a bit for each state of
+    each factor that is a single number.
     """
     S = jacobian.shape[-1]
     if jacobian.dtype != np.float32:
@@ -56,12 +57,15 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'SAME': same, 'BLOCK': tile.block[0]}
     name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
+    nothing = ((1,), np.float32)        # of a result that is not asked for: never written
     if leaving:
+        start = leaving == 'start'
         return KernelCall(
-            kernel=f'adjoint_window.leaving_window_{name}', constants=constants, **form,
-            outputs=(*(((T, *place, S), np.float32) for _ in factors),
-                     ((*place, S, S), np.float32)))
-    nothing = ((1,), np.float32)        # where there is no filter its pointer is never used
+            kernel=f'adjoint_window.leaving_window_{name}', **form,
+            constants={**constants, 'START': start},
+            outputs=(*(((T, *place, S), np.float32) for _ in factors), *(last for _ in factors),
+                     nothing if start else ((*place, S, S), np.float32)),
+            finish=(lambda operands, outputs: tuple(outputs[:-1])) if start else None)
     return KernelCall(
         kernel=f'adjoint_window.adjoint_window_{name}',
         outputs=(*(((T, *place), np.float32) for _ in factors), last,

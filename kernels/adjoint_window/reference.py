@@ -81,7 +81,8 @@ def adjoint_window(
 
 
 def leaving_window(jacobian: Jacobian, factors: Sequence[States],
-                   kappa: float | None = None) -> tuple[tuple[Any, ...], Any]:
+                   kappa: float | None = None,
+                   ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     r"""The same scan for every state after the window: what a trace that leaves it is made of.
 
     Row by row: what is owed to state i at the end is what the adjoint of that state finds on its
@@ -96,6 +97,8 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
     -------
     products : tuple of arrays, ``[T, ..., S]``
         :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
+    totals : tuple of arrays, ``[..., S]``
+        :math:`\sum_s p_s`, the trace of a bias.
     transition : array, ``[..., S, S]``
         :math:`M = D_T \cdots D_1`.
     """
@@ -107,4 +110,5 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
             for i in states]
     products = tuple(jnp.stack([deltas[r] for deltas, _, _ in rows], -1)
                      for r in range(len(factors)))
-    return products, jnp.stack([jnp.stack(entering, -1) for _, entering, _ in rows], -2)
+    totals = tuple(p.sum(0) for p in products)
+    return products, totals, jnp.stack([jnp.stack(entering, -1) for _, entering, _ in rows], -2)

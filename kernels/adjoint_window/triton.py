@@ -108,20 +108,24 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
 
 
 @triton.jit
-def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: tl.constexpr,
-                  R: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
-                  BLOCK: tl.constexpr, JOINED: tl.constexpr):
+def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constexpr,
+                  S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                  SAME: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter
-    (KAPPA 0) nothing.
+    (KAPPA 0) nothing. With START the product of all Jacobians is not asked for.
     """
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     weight = tl.zeros((BLOCK,), tl.float32) + 1.
+    zero = tl.zeros((BLOCK,), tl.float32)
     rows = ()
     for _ in tl.static_range(S * S):
-        rows = rows + (tl.zeros((BLOCK,), tl.float32),)
+        rows = rows + (zero,)
+    sums = ()
+    for _ in tl.static_range(R * S):
+        sums = sums + (zero,)
     ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED,
                        SAME)
     for k in range(T):
@@ -136,12 +140,20 @@ def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: t
                 adjoint = adjoint + (rows[i],)
         weight = KAPPA * weight
         at = tl.cast(t, tl.int64) * N + n
+        more = ()
         for r in tl.static_range(R):
-            store_states(products[r], at, live, matvec(adjoint, now[1 + r], S), S)
+            product = matvec(adjoint, now[1 + r], S)
+            store_states(products[r], at, live, product, S)
+            for s in tl.static_range(S):
+                more = more + (sums[r * S + s] + product[s],)
+        sums = more
         rows = ()
         for i in tl.static_range(S):
             rows = rows + transposed_matvec(now[0], adjoint[i * S:i * S + S], S)
-    store_rows(leaving, n, live, rows, S)
+    for r in tl.static_range(R):
+        store_states(totals[r], n, live, sums[r * S:r * S + S], S)
+    if not START:
+        store_rows(leaving, n, live, rows, S)
 
 
 @triton.jit
@@ -230,77 +242,86 @@ def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D
 
 
 @triton.jit
-def leaving_window_1(jacobian, f0, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,),), (p0,), leaving, T, N, S, 1, KAPPA, SAME, BLOCK, True)
+def leaving_window_1(jacobian, f0, T, p0, s0, leaving, N: tl.constexpr, S: tl.constexpr,
+                     KAPPA: tl.constexpr, START: tl.constexpr, SAME: tl.constexpr,
+                     BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, SAME,
+                  BLOCK, True)
 
 
 @triton.jit
-def leaving_window_2(jacobian, f0, f1, T, p0, p1, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), leaving, T, N, S, 2, KAPPA, SAME, BLOCK,
-                  True)
+def leaving_window_2(jacobian, f0, f1, T, p0, p1, s0, s1, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), (s0, s1), leaving, T, N, S, 2, KAPPA,
+                  START, SAME, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), leaving, T, N, S, 3, KAPPA,
-                  SAME, BLOCK, True)
+def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, s0, s1, s2, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), (s0, s1, s2), leaving, T, N,
+                  S, 3, KAPPA, START, SAME, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), leaving, T, N, S,
-                  4, KAPPA, SAME, BLOCK, True)
+def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, s0, s1, s2, s3, leaving,
+                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), (s0, s1, s2, s3),
+                  leaving, T, N, S, 4, KAPPA, START, SAME, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, leaving, N: tl.constexpr,
-                       S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
-                       BLOCK: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), leaving, T, N, S, 1, KAPPA, SAME,
-                  BLOCK, False)
+def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, s0, leaving, N: tl.constexpr,
+                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA,
+                  START, SAME, BLOCK, False)
 
 
 @triton.jit
-def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
-                       BLOCK: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), leaving, T, N, S, 2,
-                  KAPPA, SAME, BLOCK, False)
+def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, s0, s1, leaving,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), (s0, s1), leaving, T,
+                  N, S, 2, KAPPA, START, SAME, BLOCK, False)
 
 
 @triton.jit
-def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
-                       BLOCK: tl.constexpr):
+def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, s0, s1,
+                       s2, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       START: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
-                  leaving, T, N, S, 3, KAPPA, SAME, BLOCK, False)
+                  (s0, s1, s2), leaving, T, N, S, 3, KAPPA, START, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
-                       p3, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       SAME: tl.constexpr, BLOCK: tl.constexpr):
+                       p3, s0, s1, s2, s3, leaving, N: tl.constexpr, S: tl.constexpr,
+                       KAPPA: tl.constexpr, START: tl.constexpr, SAME: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-                  (p0, p1, p2, p3), leaving, T, N, S, 4, KAPPA, SAME, BLOCK, False)
+                  (p0, p1, p2, p3), (s0, s1, s2, s3), leaving, T, N, S, 4, KAPPA, START, SAME,
+                  BLOCK, False)
 
 
 @triton.jit
-def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, SAME: tl.constexpr,
-                       BLOCK: tl.constexpr):
-    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,),
-                  leaving, T, N, S, 1, KAPPA, SAME, BLOCK, False)
+def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, s0,
+                       leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       START: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,), (s0,),
+                  leaving, T, N, S, 1, KAPPA, START, SAME, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
-                       D33, f00, f01, f02, f03, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, SAME: tl.constexpr, BLOCK: tl.constexpr):
+                       D33, f00, f01, f02, f03, T, p0, s0, leaving, N: tl.constexpr,
+                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       SAME: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving(
                   (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-                  ((f00, f01, f02, f03),), (p0,), leaving, T, N, S, 1, KAPPA, SAME, BLOCK, False)
+                  ((f00, f01, f02, f03),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, SAME,
+                  BLOCK, False)
 

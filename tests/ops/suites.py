@@ -161,7 +161,7 @@ class AdjointWindowSuite(Suite):
 
     def definition(self, signal, jacobian, *factors):
         from traceops.ops.adjoint_window import _reference
-        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving=False)
+        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving='')
 
     @pytest.mark.parametrize('S', [1, 2, 3, 4])
     @pytest.mark.parametrize('place', SHAPES)
@@ -240,19 +240,47 @@ class LeavingWindowSuite(Suite):
         apart = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
                                    backend=self.backend)
         close(apart, want, self.tolerance)
+        start = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
+                                   start=True, backend=self.backend)
+        close(start[:2], want[:2], self.tolerance)
+        assert start[2] is None
+
+    @pytest.mark.parametrize('S', [1, 2, 3])
+    def test_a_factor_may_be_a_number(self, S):
+        jacobian, factor, _ = self.operands(S, place=(2, 37))
+        known = (0.25, *parts(factor)[1:])
+        factor = factor.at[..., 0].set(0.25)
+        got = ops.leaving_window(rows(jacobian), [known], kappa=self.kappa, backend=self.backend)
+        close(got, oracle.leaving_window(jacobian, [factor], self.kappa), self.tolerance)
+        signal = draw(9, *factor.shape)
+        adjoint = lambda L, D: ops.adjoint_window(  # noqa: E731
+            parts(L), rows(D), [known], backend=self.backend)
+        close(adjoint(signal, jacobian), oracle.adjoint_window(signal, jacobian, [factor]),
+              self.tolerance)
+        both = ops.adjoint_window(parts(signal), rows(jacobian), [known, known],
+                                  backend=self.backend)
+        close(both[0][1], both[0][0], 1e-7)
+
+    def test_a_number_a_lane(self):
+        jacobian, factor, _ = self.operands(1)
+        call = lambda c: ops.leaving_window(  # noqa: E731
+            rows(jacobian), [(c,)], kappa=self.kappa, backend=self.backend)
+        got = jax.vmap(call)(jnp.array([0.5, 2.]))
+        want = oracle.leaving_window(jacobian, [2. + 0 * factor], self.kappa)
+        close(jax.tree.map(lambda a: a[1], got), want, self.tolerance)
 
     def test_one_step_and_an_empty_batch(self):
         jacobian, *factors = self.operands(T=1)
         close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
               self.tolerance)
-        (product, _), transition = self.run(*self.operands(place=(0, 9)))
+        (product, _), _, transition = self.run(*self.operands(place=(0, 9)))
         assert product.shape == (4, 0, 9, 2) and transition.shape == (0, 9, 2, 2)
 
     def test_a_trace_made_of_it(self):
         """With the operation that takes it: as step after step."""
         D, f = self.operands(R=1, place=(2, 8))
         x, e = draw(5, 4, 2, 5), draw(6, 2, 5, 8, 2)
-        (p,), M = self.run(D, f)
+        (p,), _, M = self.run(D, f)
         zero = jnp.zeros((2, 8, 2))
         got, _ = ops.d_trace_window(e, x, p, M, zero, gradient='none', backend=self.backend)
         for t in range(4):

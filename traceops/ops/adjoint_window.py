@@ -1,6 +1,10 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""``adjoint_window``: the reverse scan that replaces the D-RTRL trace."""
+"""``adjoint_window``: the reverse scan that replaces the D-RTRL trace.
+
+The primitive has two forms: ``leaving`` is empty for :func:`adjoint_window`; for
+:func:`leaving_window` it is ``'start'`` where nothing enters, else ``'onto'``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from traceops.ops.states import (
 __all__ = ['ADJOINT_WINDOW', 'adjoint_window', 'leaving_window']
 
 
-def _kinds(count: int, states: int, leaving: bool) -> str:
+def _kinds(count: int, states: int, leaving: str) -> str:
     """Of each argument: v has S states, m S x S. ``count`` is that of the operands."""
     fixed = 'm' if leaving else 'vm'
     if not states:
@@ -37,14 +41,14 @@ def _kinds(count: int, states: int, leaving: bool) -> str:
     return fixed + 'v' * (count // states - states - (not leaving))
 
 
-def _arguments(count: int, states: int, leaving: bool, **_: Any) -> list[str]:
+def _arguments(count: int, states: int, leaving: str, **_: Any) -> list[str]:
     kinds = _kinds(count, states, leaving)
     fixed = ['jacobian'] if leaving else ['signal', 'jacobian']
     factors = [f'factors[{r}]' for r in range(len(kinds) - len(fixed))]
     return labels([*fixed, *factors], kinds, states)
 
 
-def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Axes:
+def _axes(*operands: Any, kappa: float | None, states: int, leaving: str) -> Axes:
     name, trailing = 'adjoint_window', 0 if states else 1
     kinds = _kinds(len(operands), states, leaving)
     names = _arguments(len(operands), states, leaving)
@@ -65,17 +69,20 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Ax
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
     relations, last = len(kinds) - (1 if leaving else 2), (*place, 's')
-    results = ((*(('t', *last) for _ in range(relations)), (*last, 's2')) if leaving else
+    results = ((*(('t', *last) for _ in range(relations)), *(last for _ in range(relations)),
+                *(((*last, 's2'),) if leaving == 'onto' else ())) if leaving else
                (*(('t', *place) for _ in range(relations)), last,
                 *((last,) if kappa is not None else ())))
     return Axes(operands=tuple(axes), results=results, replicated=frozenset({'t', 's', 's2'}),
                 sizes_known={'s': states, 's2': states})
 
 
-def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> list[Any]:
+def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: str) -> list[Any]:
     dtype = same_dtype('adjoint_window', _arguments(len(operands), states, leaving), operands)
-    filtered = kappa is not None and not leaving
-    return [dtype] * (len(_kinds(len(operands), states, leaving)) - (not leaving) + filtered)
+    count = len(_kinds(len(operands), states, leaving)) - 1
+    if leaving:
+        return [dtype] * (2 * count + (leaving == 'onto'))
+    return [dtype] * (count + (kappa is not None))
 
 
 def _spread(operands: Sequence[Any]) -> list[Any]:
@@ -83,17 +90,17 @@ def _spread(operands: Sequence[Any]) -> list[Any]:
     return [jnp.broadcast_to(a, operands[0].shape) if a.ndim == 0 else a for a in operands]
 
 
-def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Any:
+def _reference(*operands: Any, kappa: float | None, states: int, leaving: str) -> Any:
     given = unflatten(_spread(operands), _kinds(len(operands), states, leaving), states)
     if leaving:
-        products, transition = _leaving_definition(given[0], given[1:], kappa)
-        return (*products, transition)
+        products, totals, transition = _leaving_definition(given[0], given[1:], kappa)
+        return (*products, *totals, *((transition,) if leaving == 'onto' else ()))
     deltas, entering, filtered = _definition(given[0], given[1], given[2:], kappa)
     return (*deltas, join(entering), *(() if filtered is None else (join(filtered),)))
 
 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
-            leaving: bool) -> Any:
+            leaving: str) -> Any:
     kinds = _kinds(len(operands), states, leaving)
     full = [jax.ShapeDtypeStruct(a.shape or operands[0].shape, a.dtype) for a in operands]
     structs = joined_structs(full, kinds, states)[kinds.index('m'):]
@@ -118,10 +125,10 @@ def _cases() -> list[Any]:
     for S, R, kappa in ((1, 1, None), (2, 2, None), (2, 1, 0.8)):
         cases.append(((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S),
                        *(draw(5, 3, 67, S) for _ in range(R))),
-                      {'kappa': kappa, 'states': 0, 'leaving': False}))
+                      {'kappa': kappa, 'states': 0, 'leaving': ''}))
     apart = [draw(5, 3, 67) for _ in range(8)]          # two states apart, one relation
-    for leaving in (False, True):
-        cases.append((tuple(apart[2 * leaving:]),
+    for leaving in ('', 'start', 'onto'):
+        cases.append((tuple(apart[2 * bool(leaving):]),
                       {'kappa': 0.8, 'states': 2, 'leaving': leaving}))
     return cases
 
@@ -172,14 +179,15 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
         ``backend`` is named and cannot run here.
     """
     operands, states = flatten([signal, jacobian, *factors], 'vm' + 'v' * len(factors))
-    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving=False,
+    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving='',
                kappa=None if kappa is None else float(kappa))
     count = len(factors)
     return (tuple(out[:count]), *out[count:])
 
 
 def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None = None,
-                   backend: str | None = None) -> tuple[tuple[Any, ...], Any]:
+                   start: bool = False, backend: str | None = None,
+                   ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     r"""What a D-RTRL trace that leaves a window is made of: :func:`adjoint_window`'s scan, for the
     adjoint of every state after the last step.
 
@@ -187,12 +195,16 @@ def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None
     ----------
     jacobian, factors, kappa, backend
         As in :func:`adjoint_window`; at least one step.
+    start : bool
+        Nothing enters: the transition is not asked for.
 
     Returns
     -------
     products : tuple of arrays, ``[T, ..., S]``
         :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
-    transition : array, ``[..., S, S]``
+    totals : tuple of arrays, ``[..., S]``
+        :math:`\sum_s p_s` of every relation, the trace of a bias.
+    transition : array, ``[..., S, S]``, or None
         :math:`M = D_T \cdots D_1`.
 
     Raises
@@ -201,6 +213,8 @@ def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None
         As :func:`adjoint_window`.
     """
     operands, states = flatten([jacobian, *factors], 'm' + 'v' * len(factors))
-    *products, transition = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
-                                 leaving=True, kappa=None if kappa is None else float(kappa))
-    return tuple(products), transition
+    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
+               leaving='start' if start else 'onto',
+               kappa=None if kappa is None else float(kappa))
+    count = len(factors)
+    return tuple(out[:count]), tuple(out[count:2 * count]), None if start else out[-1]
