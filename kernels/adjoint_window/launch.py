@@ -26,8 +26,8 @@ _FEW = 32768
 
 
 #: Forms with one operand a state: how many relations each number of states may have. Others are
-#: joined first, which for one state costs nothing.
-SEPARATE = {2: 4, 3: 1, 4: 1}
+#: joined first. (Of one state the two forms are the same.)
+SEPARATE = {1: 4, 2: 4, 3: 1, 4: 1}
 
 
 def is_separate(states: int, relations: int) -> bool:
@@ -35,11 +35,12 @@ def is_separate(states: int, relations: int) -> bool:
     return relations <= SEPARATE.get(states, 0)
 
 
-def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: bool,
+def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, leaving: str,
          separate: bool, once: int = 0) -> KernelCall | str:
     """The launch for operands of these shapes, or why there is none.
 
-    ``once``: a bit for each operand, the Jacobian's first, set where it has one step for all.
+    ``leaving``: as in :mod:`traceops.ops.adjoint_window`. ``once`` has a bit for each operand, the
+    Jacobian's first, that has one step for all (where states are apart).
     """
     S = jacobian.shape[-1]
     if jacobian.dtype != np.float32:
@@ -53,15 +54,18 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S, N < _FEW]
     form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
-    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'BLOCK': tile.block[0], 'ONCE': once}
-    name = f'{S}x{R}' if separate else R
+    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'ONCE': once, 'BLOCK': tile.block[0]}
+    name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
+    nothing = ((1,), np.float32)        # of a result that is not asked for: never written
     if leaving:
+        start = leaving == 'start'
         return KernelCall(
-            kernel=f'adjoint_window.leaving_window_{name}', constants=constants, **form,
-            outputs=(*(((T, *place, S), np.float32) for _ in factors),
-                     ((*place, S, S), np.float32)))
-    nothing = ((1,), np.float32)        # where there is no filter its pointer is never used
+            kernel=f'adjoint_window.leaving_window_{name}', **form,
+            constants={**constants, 'START': start},
+            outputs=(*(((T, *place, S), np.float32) for _ in factors), *(last for _ in factors),
+                     nothing if start else ((*place, S, S), np.float32)),
+            finish=(lambda operands, outputs: tuple(outputs[:-1])) if start else None)
     return KernelCall(
         kernel=f'adjoint_window.adjoint_window_{name}',
         outputs=(*(((T, *place), np.float32) for _ in factors), last,

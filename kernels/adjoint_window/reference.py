@@ -45,8 +45,8 @@ def adjoint_window(
     signal : sequence of S arrays, ``[T, ...]``, or one array ``[T, ..., S]``
         Learning signal :math:`L_t = \partial \mathrm{loss}_t / \partial h_t`.
     jacobian : S sequences of S arrays, ``[T, ...]``, or one array ``[T, ..., S, S]``
-        :math:`D_t = \partial h_t / \partial h_{t-1}`, row by row. Arrays ``[1, ...]`` are the
-        same at every step, here and in ``factors``.
+        :math:`D_t = \partial h_t / \partial h_{t-1}`, row by row. Any of these arrays may be
+        ``[1, ...]``, the same at every step, but not all.
     factors : sequence (one entry per relation) of what ``signal`` is
         :math:`f_t = \partial h_t / \partial y_t` of every relation that feeds the group.
     kappa : float, optional
@@ -64,7 +64,7 @@ def adjoint_window(
     """
     # an empty sum: zeros that are placed on devices as the signal is
     zeros = split(jax.tree.map(lambda s: s[:0].sum(0), signal))
-    steps = jax.tree.leaves(signal)[0].shape[0]
+    steps = max(a.shape[0] for a in jax.tree.leaves((signal, jacobian, factors)))
     slices, step_of = time_varying((signal, jacobian, factors), steps)
 
     def back(carry: Any, now: Any) -> Any:
@@ -84,7 +84,8 @@ def adjoint_window(
 
 
 def leaving_window(jacobian: Jacobian, factors: Sequence[States],
-                   kappa: float | None = None) -> tuple[tuple[Any, ...], Any]:
+                   kappa: float | None = None,
+                   ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     r"""The same scan for every state after the window: what a trace that leaves it is made of.
 
     Row by row: what is owed to state i at the end is what the adjoint of that state finds on its
@@ -93,12 +94,14 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
     Parameters
     ----------
     jacobian, factors, kappa
-        As in :func:`adjoint_window`; one array at least has every step.
+        As in :func:`adjoint_window`.
 
     Returns
     -------
     products : tuple of arrays, ``[T, ..., S]``
         :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
+    totals : tuple of arrays, ``[..., S]``
+        :math:`\sum_s p_s`, the trace of a bias.
     transition : array, ``[..., S, S]``
         :math:`M = D_T \cdots D_1`.
     """
@@ -111,4 +114,5 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
             for i in states]
     products = tuple(jnp.stack([deltas[r] for deltas, _, _ in rows], -1)
                      for r in range(len(factors)))
-    return products, jnp.stack([jnp.stack(entering, -1) for _, entering, _ in rows], -2)
+    totals = tuple(p.sum(0) for p in products)
+    return products, totals, jnp.stack([jnp.stack(entering, -1) for _, entering, _ in rows], -2)

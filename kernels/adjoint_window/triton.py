@@ -5,7 +5,8 @@
 The states and the arriving adjoint stay in registers; the loads of the next step are issued
 before the arithmetic of this one. Each kernel has an entry for every number of relations, for
 operands with a trailing axis of states (``adjoint_window_2``: two relations), and for one operand
-a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies.
+a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies. ONCE
+has a bit for each of those that has one step for all, the Jacobian's first.
 """
 
 import triton
@@ -31,51 +32,36 @@ __all__ = [
 
 @triton.jit
 def _load(ptrs, at, n, live, COUNT: tl.constexpr, ONCE: tl.constexpr):
-    """The same position of each of COUNT arrays, some of which have one step for all."""
+    """The same place of each of COUNT arrays; bit i of ONCE: the i-th has one step for all."""
     out = ()
     for i in tl.static_range(COUNT):
+        place = at
         if (ONCE >> i) % 2 == 1:
-            out = out + (tl.load(ptrs[i] + n, mask=live, other=0.).to(tl.float32),)
-        else:
-            out = out + (tl.load(ptrs[i] + at, mask=live, other=0.).to(tl.float32),)
+            place = n
+        out = out + (tl.load(ptrs[i] + place, mask=live, other=0.).to(tl.float32),)
     return out
-
-
-@triton.jit
-def _load_vector(ptrs, at, n, live, S: tl.constexpr, JOINED: tl.constexpr, ONCE: tl.constexpr):
-    if JOINED:
-        if ONCE % 2 == 1:
-            return load_states(ptrs[0], n, live, S)
-        else:
-            return load_states(ptrs[0], at, live, S)
-    else:
-        return _load(ptrs, at, n, live, S, ONCE)
 
 
 @triton.jit
 def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, V: tl.constexpr,
                JOINED: tl.constexpr, ONCE: tl.constexpr):
-    """The rows of the Jacobian, then each of V vectors; so are the bits of ONCE in order."""
+    """The rows of the Jacobian, then each of V vectors; the bits of ONCE are in that order."""
     at = tl.cast(tl.maximum(t, 0), tl.int64) * N + n       # past the end: a step that is in cache
-    if JOINED:
-        if ONCE % 2 == 1:
-            out = (load_rows(jacobian[0], n, live, S),)
-        else:
-            out = (load_rows(jacobian[0], at, live, S),)
+    if JOINED and S > 1:
+        out = (load_rows(jacobian[0], at, live, S),)
         for v in tl.static_range(V):
-            out = out + (_load_vector(vectors[v], at, n, live, S, JOINED, ONCE >> (1 + v)),)
+            out = out + (load_states(vectors[v][0], at, live, S),)
     else:
-        out = (_load(jacobian, at, n, live, S * S, ONCE),)
+        out = (_load(jacobian, at, n.to(tl.int64), live, S * S, ONCE),)
         for v in tl.static_range(V):
-            out = out + (_load_vector(vectors[v], at, n, live, S, JOINED,
-                                      ONCE >> (S * S + v * S)),)
+            out = out + (_load(vectors[v], at, n.to(tl.int64), live, S, ONCE >> (S * S + v * S)),)
     return out
 
 
 @triton.jit
 def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.constexpr,
           S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-          BLOCK: tl.constexpr, JOINED: tl.constexpr, ONCE: tl.constexpr):
+          ONCE: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     zero = tl.zeros((BLOCK,), tl.float32)
@@ -90,7 +76,8 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
     for k in range(T):
         t = T - 1 - k
         now = ahead
-        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED, ONCE)
+        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED,
+                           ONCE)
         adjoint = ()
         kept = ()
         for s in tl.static_range(S):
@@ -115,22 +102,26 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
 
 
 @triton.jit
-def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: tl.constexpr,
-                  R: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                  JOINED: tl.constexpr, ONCE: tl.constexpr):
+def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constexpr,
+                  S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                  ONCE: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter
-    (KAPPA 0) nothing.
+    (KAPPA 0) nothing. With START the product of all Jacobians is not asked for.
     """
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     weight = tl.zeros((BLOCK,), tl.float32) + 1.
+    zero = tl.zeros((BLOCK,), tl.float32)
     rows = ()
     for _ in tl.static_range(S * S):
-        rows = rows + (tl.zeros((BLOCK,), tl.float32),)
+        rows = rows + (zero,)
+    sums = ()
+    for _ in tl.static_range(R * S):
+        sums = sums + (zero,)
     ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED,
-    ONCE)
+                       ONCE)
     for k in range(T):
         t = T - 1 - k
         now = ahead
@@ -143,171 +134,188 @@ def _walk_leaving(jacobian, factors, products, leaving, T, N: tl.constexpr, S: t
                 adjoint = adjoint + (rows[i],)
         weight = KAPPA * weight
         at = tl.cast(t, tl.int64) * N + n
+        more = ()
         for r in tl.static_range(R):
-            store_states(products[r], at, live, matvec(adjoint, now[1 + r], S), S)
+            product = matvec(adjoint, now[1 + r], S)
+            store_states(products[r], at, live, product, S)
+            for s in tl.static_range(S):
+                more = more + (sums[r * S + s] + product[s],)
+        sums = more
         rows = ()
         for i in tl.static_range(S):
             rows = rows + transposed_matvec(now[0], adjoint[i * S:i * S + S], S)
-    store_rows(leaving, n, live, rows, S)
+    for r in tl.static_range(R):
+        store_states(totals[r], n, live, sums[r * S:r * S + S], S)
+    if not START:
+        store_rows(leaving, n, live, rows, S)
 
 
 @triton.jit
 def adjoint_window_1(signal, jacobian, f0, T, d0, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER,
-          BLOCK, True, ONCE)
+          ONCE, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_2(signal, jacobian, f0, f1, T, d0, d1, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,)), (d0, d1), entering, filtered, T, N, S, 2, KAPPA,
-          FILTER, BLOCK, True, ONCE)
+          FILTER, ONCE, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_3(signal, jacobian, f0, f1, f2, T, d0, d1, d2, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,)), (d0, d1, d2), entering, filtered, T, N,
-          S, 3, KAPPA, FILTER, BLOCK, True, ONCE)
+          S, 3, KAPPA, FILTER, ONCE, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_4(signal, jacobian, f0, f1, f2, f3, T, d0, d1, d2, d3, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,), (f3,)), (d0, d1, d2, d3), entering,
-          filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, True, ONCE)
+          filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, True)
 
 
 @triton.jit
 def adjoint_window_2x1(L0, L1, D00, D01, D10, D11, f00, f01, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01),), (d0,), entering, filtered, T, N, S, 1,
-          KAPPA, FILTER, BLOCK, False, ONCE)
+          KAPPA, FILTER, ONCE, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x2(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, T, d0, d1, entering,
                        filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11)), (d0, d1), entering, filtered,
-          T, N, S, 2, KAPPA, FILTER, BLOCK, False, ONCE)
+          T, N, S, 2, KAPPA, FILTER, ONCE, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x3(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, d0, d1, d2,
                        entering, filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (d0, d1, d2),
-          entering, filtered, T, N, S, 3, KAPPA, FILTER, BLOCK, False, ONCE)
+          entering, filtered, T, N, S, 3, KAPPA, FILTER, ONCE, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_2x4(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, d0,
                        d1, d2, d3, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, BLOCK, False, ONCE)
+          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_3x1(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T,
                        d0, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
+                       KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (d0,),
-          entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK, False, ONCE)
+          entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE, BLOCK, False)
 
 
 @triton.jit
 def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
                        D30, D31, D32, D33, f00, f01, f02, f03, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk((L0, L1, L2, L3),
           (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, BLOCK,
-          False, ONCE)
+          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE,
+          BLOCK, False)
 
 
 @triton.jit
-def leaving_window_1(jacobian, f0, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, True, ONCE)
+def leaving_window_1(jacobian, f0, T, p0, s0, leaving, N: tl.constexpr, S: tl.constexpr,
+                     KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
+                     BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
+                  BLOCK, True)
 
 
 @triton.jit
-def leaving_window_2(jacobian, f0, f1, T, p0, p1, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), leaving, T, N, S, 2, KAPPA, BLOCK, True,
-    ONCE)
+def leaving_window_2(jacobian, f0, f1, T, p0, p1, s0, s1, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), (s0, s1), leaving, T, N, S, 2, KAPPA,
+                  START, ONCE, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), leaving, T, N, S, 3, KAPPA,
-                  BLOCK, True, ONCE)
+def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, s0, s1, s2, leaving, N: tl.constexpr,
+                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), (s0, s1, s2), leaving, T, N,
+                  S, 3, KAPPA, START, ONCE, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), leaving, T, N, S,
-                  4, KAPPA, BLOCK, True, ONCE)
+def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, s0, s1, s2, s3, leaving,
+                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), (s0, s1, s2, s3),
+                  leaving, T, N, S, 4, KAPPA, START, ONCE, BLOCK, True)
 
 
 @triton.jit
-def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, leaving, N: tl.constexpr,
-                       S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK,
-                  False, ONCE)
+def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, s0, leaving, N: tl.constexpr,
+                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA,
+                  START, ONCE, BLOCK, False)
 
 
 @triton.jit
-def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), leaving, T, N, S, 2,
-                  KAPPA, BLOCK, False, ONCE)
+def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, s0, s1, leaving,
+                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), (s0, s1), leaving, T,
+                  N, S, 2, KAPPA, START, ONCE, BLOCK, False)
 
 
 @triton.jit
-def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
+def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, s0, s1,
+                       s2, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       START: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
-                  leaving, T, N, S, 3, KAPPA, BLOCK, False, ONCE)
+                  (s0, s1, s2), leaving, T, N, S, 3, KAPPA, START, ONCE, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
-                       p3, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       p3, s0, s1, s2, s3, leaving, N: tl.constexpr, S: tl.constexpr,
+                       KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-                  (p0, p1, p2, p3), leaving, T, N, S, 4, KAPPA, BLOCK, False, ONCE)
+                  (p0, p1, p2, p3), (s0, s1, s2, s3), leaving, T, N, S, 4, KAPPA, START, ONCE,
+                  BLOCK, False)
 
 
 @triton.jit
-def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, BLOCK: tl.constexpr,
-                       ONCE: tl.constexpr):
-    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,),
-                  leaving, T, N, S, 1, KAPPA, BLOCK, False, ONCE)
+def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, s0,
+                       leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
+                       START: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,), (s0,),
+                  leaving, T, N, S, 1, KAPPA, START, ONCE, BLOCK, False)
 
 
 @triton.jit
 def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
-                       D33, f00, f01, f02, f03, T, p0, leaving, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, BLOCK: tl.constexpr, ONCE: tl.constexpr):
+                       D33, f00, f01, f02, f03, T, p0, s0, leaving, N: tl.constexpr,
+                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
     _walk_leaving(
                   (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-                  ((f00, f01, f02, f03),), (p0,), leaving, T, N, S, 1, KAPPA, BLOCK, False, ONCE)
+                  ((f00, f01, f02, f03),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
+                  BLOCK, False)
 

@@ -67,7 +67,7 @@ def _terms(values, COUNT: tl.constexpr, NARROW: tl.constexpr):
 @triton.jit
 def _product(x, d, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.constexpr,
              BI: tl.constexpr, BO: tl.constexpr):
-    """``x^T d`` of a block of rows: of terms, those products that count, the smallest first."""
+    """``x d``, a block of rows multiplied: of terms, those products that count, smallest first."""
     xs = _terms(x, X_TERMS, NARROW)
     ds = _terms(d, D_TERMS, NARROW)
     LAST: tl.constexpr = max(X_TERMS, D_TERMS) - 1
@@ -75,7 +75,7 @@ def _product(x, d, X_TERMS: tl.constexpr, D_TERMS: tl.constexpr, NARROW: tl.cons
     for back in tl.static_range(LAST + 1):
         for a in tl.static_range(X_TERMS):
             if LAST - back - a >= 0 and LAST - back - a < D_TERMS:
-                block = tl.dot(tl.trans(xs[a]), ds[LAST - back - a], block,
+                block = tl.dot(xs[a], ds[LAST - back - a], block,
                                input_precision='tf32')
     return block
 
@@ -97,8 +97,9 @@ def _tile(inputs, delta, total, K, CHUNK, out, I: tl.constexpr, O: tl.constexpr,
     for first in range(part * CHUNK, min(part * CHUNK + CHUNK, K), BK):
         k = first + tl.arange(0, BK)
         at = rows + k * G
-        x = tl.load(inputs + at[:, None] * I + i[None, :],
-                    mask=(k[:, None] < K) & (i[None, :] < I), other=0.)
+        # as columns: transposed after the load, it would be loaded in 32 bits
+        x = tl.load(inputs + at[None, :] * I + i[:, None],
+                    mask=(k[None, :] < K) & (i[:, None] < I), other=0.)
         d = tl.load(delta + at[:, None] * O + o[None, :],
                     mask=(k[:, None] < K) & (o[None, :] < O), other=0.)
         acc += _product(x, d, X_TERMS, D_TERMS, NARROW, BI, BO)

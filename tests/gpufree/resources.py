@@ -78,7 +78,7 @@ def _scan_cases():
             form = f'S={S} {size} relations={R} filter={kappa is not None}'
             yield Case(g, 'adjoint_window', form,
                        (vector, matrix, *(vector,) * R),
-                       (('kappa', kappa), ('states', 0), ('leaving', False)))
+                       (('kappa', kappa), ('states', 0), ('leaving', '')))
         yield Case(g, 'es_trace_window', f'S={S} {size}',
                    (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
                    (('decay_x', .9), ('decay_f', .9)))
@@ -96,10 +96,10 @@ def _scan_forms():
                 yield Case(g, 'adjoint_window',
                            f'S={S} {size} relations={R} filter={kappa is not None} apart',
                            (one,) * (S + S * S + R * S),
-                           (('kappa', kappa), ('states', S), ('leaving', False)))
+                           (('kappa', kappa), ('states', S), ('leaving', '')))
             yield Case(g, 'adjoint_window', f'S={S} {size} relations={R} leaving{" apart" * apart}',
                        (one,) * (S * S + R * S) if apart else (matrix, *(vector,) * R),
-                       (('kappa', .5), ('states', S * apart), ('leaving', True)))
+                       (('kappa', .5), ('states', S * apart), ('leaving', 'onto')))
 
 
 def _trace_cases():

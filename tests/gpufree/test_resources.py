@@ -33,9 +33,8 @@ def test_resources(case, recorded, proof):
         of_a_thread = math.prod(tile.block) * S * np.dtype(dtype).itemsize // (32 * tile.warps)
         assert found.wide >= 2 * (of_a_thread // 16), 'narrow accesses of the trace'
     if case.operation == 'trace_gradient':
-        (BI, BO, BK), threads = tile.block, 32 * tile.warps
         assert found.tensor > 0, 'no instruction of tensor cores'
-        assert found.wide >= (BI + BO) * BK // (4 * threads), 'narrow accesses of the operands'
+        assert found.wide > 0 and not found.narrow, 'narrow accesses'
     proof(case.name, f'{found.registers} registers, {found.shared} B shared',
           f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
           f'{tile.blocks_per_sm} claimed')

@@ -31,7 +31,7 @@ def leaving_window(jacobian, factors, kappa=None):
         for p, f in zip(products, fs, strict=True):
             p[t] = np.einsum('...ij,...j->...i', P, f[t])
         P = np.einsum('...ij,...jk->...ik', P, D[t])
-    return tuple(products), P
+    return tuple(products), tuple(p.sum(0) for p in products), P
 
 
 def es_trace_window(signal, jacobian, factor, carry, decay_x, decay_f, correction):

@@ -161,7 +161,7 @@ class AdjointWindowSuite(Suite):
 
     def definition(self, signal, jacobian, *factors):
         from traceops.ops.adjoint_window import _reference
-        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving=False)
+        return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving='')
 
     @pytest.mark.parametrize('S', [1, 2, 3, 4])
     @pytest.mark.parametrize('place', SHAPES)
@@ -221,7 +221,6 @@ class AdjointWindowSuite(Suite):
         some, all_ = some.at[..., 1].set(some[:1, ..., 1]), all_.at[:].set(all_[:1])
 
         def run(signal, jacobian, some, all_, once):
-            parts = lambda a: tuple(a[..., s] for s in range(2))  # noqa: E731
             one = (lambda a: a[:1]) if once else (lambda a: a)
             first, second = (parts(jacobian[..., i, :]) for i in range(2))
             factors = [(parts(some)[0], one(parts(some)[1])), tuple(map(one, parts(all_)))]
@@ -237,8 +236,11 @@ class AdjointWindowSuite(Suite):
     def test_one_state_may_come_once(self):
         signal, jacobian, factor = self.operands(S=1, R=1)
         factor = factor.at[:].set(factor[:1])
-        run = lambda f: ops.adjoint_window(  # noqa: E731
-            [signal[..., 0]], [[jacobian[..., 0, 0]]], [[f[..., 0]]], backend=self.backend)
+
+        def run(factor):
+            D, f = rows(jacobian), [parts(factor)]
+            return (ops.adjoint_window(parts(signal), D, f, backend=self.backend),
+                    ops.leaving_window(D, f, start=True, backend=self.backend))
         close(run(factor[:1]), run(factor), 1e-7)
 
 
@@ -270,19 +272,23 @@ class LeavingWindowSuite(Suite):
         apart = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
                                    backend=self.backend)
         close(apart, want, self.tolerance)
+        start = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
+                                   start=True, backend=self.backend)
+        close(start[:2], want[:2], self.tolerance)
+        assert start[2] is None
 
     def test_one_step_and_an_empty_batch(self):
         jacobian, *factors = self.operands(T=1)
         close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
               self.tolerance)
-        (product, _), transition = self.run(*self.operands(place=(0, 9)))
+        (product, _), _, transition = self.run(*self.operands(place=(0, 9)))
         assert product.shape == (4, 0, 9, 2) and transition.shape == (0, 9, 2, 2)
 
     def test_a_trace_made_of_it(self):
         """With the operation that takes it: as step after step."""
         D, f = self.operands(R=1, place=(2, 8))
         x, e = draw(5, 4, 2, 5), draw(6, 2, 5, 8, 2)
-        (p,), M = self.run(D, f)
+        (p,), _, M = self.run(D, f)
         zero = jnp.zeros((2, 8, 2))
         got, _ = ops.d_trace_window(e, x, p, M, zero, gradient='none', backend=self.backend)
         for t in range(4):

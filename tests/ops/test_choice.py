@@ -17,7 +17,7 @@ from traceops.ops import choice, traps, verify
 from traceops.ops.primitive import OPERATIONS
 
 ADJOINT = OPERATIONS['adjoint_window']
-PARAMS = {'kappa': None, 'states': 0, 'leaving': False}
+PARAMS = {'kappa': None, 'states': 0, 'leaving': ''}
 GPU = choice.Place('cuda', 90, 'NVIDIA H100', present=False)
 
 
@@ -124,7 +124,7 @@ def test_the_check_can_be_switched_off(monkeypatch):
 
 
 def test_it_can_be_asked_why(operands):
-    found = ops.why('adjoint_window', *operands, kappa=None, states=0, leaving=False)
+    found = ops.why('adjoint_window', *operands, kappa=None, states=0, leaving='')
     assert found.backend == 'jax' and 'this program is for cpu' in found.reason
     assert ops.why('d_trace_window').backend == 'jax'
     with pytest.raises(ValueError, match="no operation 'adjoint'; there are 'adjoint_window'"):

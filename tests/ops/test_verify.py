@@ -44,7 +44,8 @@ def launches(monkeypatch):
             operands = [np.asarray(join_rows(a) if isinstance(a[0], tuple) else join(a))
                         for a in given]
         if leaving:
-            deltas, *others = oracle.leaving_window(operands[0], operands[1:], kappa)
+            deltas, totals, *others = oracle.leaving_window(operands[0], operands[1:], kappa)
+            others = [*totals, *([] if call.constants['START'] else others)]
         else:
             deltas, *others = oracle.adjoint_window(
                 operands[0], operands[1], operands[2:],

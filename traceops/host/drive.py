@@ -18,6 +18,7 @@ from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
 from traceops.host.plan import why_in_cache
 from traceops.host.recorder import split_states
+from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
 from traceops.window.program import StepProgram, trace_step
 from traceops.window.schedule import choose_window, run_windows, run_windows_back
@@ -124,7 +125,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
         rule_carry, total = carry
         index, record = before[id(learner.running_index)], out['record']
         if not rule.folds:
-            inner, record = rule.digest_window(inner, record_of(out), index)
+            record = with_every_step(out['loss'], record_of(out))
+            inner, record = rule.digest_window(inner, record, index)
         grads, rule_carry = rule.close(rule_carry, inner, record, weight_vals, index)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
                  for name, path in names.items()}

@@ -239,7 +239,7 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
         return jax.ShapeDtypeStruct((1, *group.varshape, *shape), dtype)
 
     operands: tuple[Any, ...] = (of(S), of(S, S), of(S))
-    params: dict[str, Any] = {'kappa': None, 'states': 0, 'leaving': False}
+    params: dict[str, Any] = {'kappa': None, 'states': 0, 'leaving': ''}
     if factorised:
         carry = jax.ShapeDtypeStruct((*group.varshape, S), dtype)
         operands += (carry, jax.ShapeDtypeStruct((1,), dtype))

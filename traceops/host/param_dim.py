@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from traceops.host.relations import split_states, stack_states
-from traceops.host.rule import Carry, Grads, Rule
+from traceops.host.rule import Carry, Grads, Rule, whole, with_every_step
 from traceops.host.trace_pass import TracePass
 from traceops.kernels.es_trace_window.reference import output_filter
 from traceops.ops import adjoint_window
@@ -56,7 +56,8 @@ class ParamDimRule(Rule):
         for g, (signal, before) in self._signals(record).items():
             feeding = self._feeding(g)
             factors = [record['f'][v.factor_key(g)] for v in feeding]
-            out, *last = self._adjoint(g, signal, record['D'][g], factors, carry)
+            given = with_every_step(record, (signal, record['D'][g], factors))
+            out, *last = self._adjoint(g, given, carry)
             for view, delta in zip(feeding, out, strict=True):
                 known = deltas.get(id(view))
                 deltas[id(view)] = delta if known is None else known + delta
@@ -77,11 +78,13 @@ class ParamDimRule(Rule):
             grads[path] = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads[path], value)
         return grads, carry
 
-    def _adjoint(self, g: int, signal: Any, jacobian: Any, factors: Any, carry: Carry) -> Any:
+    def _adjoint(self, g: int, given: Any, carry: Carry) -> Any:
         """The scan of one group: deltas, and the signals that pair with what enters."""
+        signal, jacobian, factors = given
         backend, kappa = self.backend, self.kappa
         if 'arriving' not in carry:
             return adjoint_window(signal, jacobian, factors, kappa=kappa, backend=backend)
+        signal = whole(signal, max(a.shape[0] for a in jax.tree.leaves(given)))
         adjoint, *low_pass = (split_states(a[g]) for a in carry['arriving'])
         if kappa is not None:               # what arrives as adjoint is filtered already
             signal = tuple(output_filter(a.at[-1].add(b), kappa)

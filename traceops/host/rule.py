@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from traceops.host.relations import RelationView, relation_views
 
-__all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole']
+__all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole', 'with_every_step']
 
 Carry = dict[str, Any]
 Grads = dict[Any, Any]
@@ -26,16 +26,22 @@ def following(a: Any) -> Any:
     return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
 
 
-def whole(record: Any) -> Any:
+def whole(record: Any, steps: int | None = None) -> Any:
     """A record ``[T, ...]`` in which what came once (``[1, ...]``) is repeated."""
-    steps = max(a.shape[0] for a in jax.tree.leaves(record))
+    if steps is None:
+        steps = max(a.shape[0] for a in jax.tree.leaves(record))
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape[1:])), record)
+
+
+def with_every_step(record: Any, given: Any) -> Any:
+    """Parts of a record, of which one array at least has every step."""
+    steps = max(a.shape[0] for a in jax.tree.leaves(record))
+    has = any(a.shape[0] == steps for a in jax.tree.leaves(given))
+    return given if has else whole(given, steps)
 
 
 def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
     """A signal on the previous hidden value is a signal on the previous step (``e_{t-1}``)."""
-    if bypass is None:
-        return signal, None
     return (tuple(a + following(b) for a, b in zip(signal, bypass, strict=True)),
             tuple(b[0] for b in bypass))
 
@@ -62,9 +68,11 @@ class Rule:
         return [v for v in self.views if group in v.groups]
 
     def _signals(self, record: Any) -> dict[int, tuple[Any, Any]]:
-        bypass = record.get('bypass')
-        return {i: _with_bypass(s, None if bypass is None else bypass[i])
-                for i, s in enumerate(record['signal'])}
+        if 'bypass' not in record:
+            return {i: (s, None) for i, s in enumerate(record['signal'])}
+        record = whole(record)
+        return {i: _with_bypass(s, b)
+                for i, (s, b) in enumerate(zip(record['signal'], record['bypass'], strict=True))}
 
     def inner(self, carry: Carry) -> Any:
         """What the rule folds step by step while the window is simulated."""

@@ -144,8 +144,9 @@ class Steps:
         for view in taken:
             for g in view.groups:
                 key = view.trace_key(g)
-                e, _ = over.dense(view, trace[key], x[view.x_key][None],
-                                  f[view.factor_key(g)][None], D[g], trace[key], None)
+                p = f[view.factor_key(g)]
+                e, _ = over.dense(view, trace[key], x[view.x_key][None], (p[None], p), D[g],
+                                  trace[key], None)
                 new[key] = {k: e[k].astype(a.dtype) for k, a in trace[key].items()}
         return new
 

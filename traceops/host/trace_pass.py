@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
-from traceops.host.rule import Carry, Grads, whole
+from traceops.host.rule import Carry, Grads, whole, with_every_step
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
 __all__ = ['TracePass', 'is_dense', 'pair_dense']
@@ -63,14 +63,17 @@ class TracePass:
         for name, kappa in self.decay.items():
             for g in dict.fromkeys(g for v in closed for g in v.groups):
                 feeding = [v for v in closed if g in v.groups]
-                factors, transition = self._leaving(record, g, feeding, kappa)
-                for view, p in zip(feeding, factors, strict=True):
+                factors, totals, transition = leaving_window(
+                    *with_every_step(record, (
+                        record['D'][g], [record['f'][v.factor_key(g)] for v in feeding])),
+                    kappa=kappa, start=not carry, backend=self.backend)
+                for view, p, total in zip(feeding, factors, totals, strict=True):
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
                     update = self.dense if is_dense(view) else self._by_rule
                     like = self.learner.etrace_bwg[key].value
-                    e, named = update(view, like, x, p, transition, old, signal)
+                    e, named = update(view, like, x, (p, total), transition, old, signal)
                     if kappa is not None and carry:
                         before = carry[name][key]
                         e = {k: a + kappa ** p.shape[0] * before[k] for k, a in e.items()}
@@ -84,25 +87,20 @@ class TracePass:
             self._pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 
-    def _leaving(self, record: Any, g: int, feeding: Any,
-                 kappa: float | None) -> tuple[list[Any], Any]:
-        r""":math:`p_s = D_T \cdots D_{s+1} f_s` of each relation, :math:`M = D_T \cdots D_1`."""
-        given = record['D'][g], [record['f'][v.factor_key(g)] for v in feeding]
-        steps = max(a.shape[0] for a in jax.tree.leaves(record))
-        if all(a.shape[0] != steps for a in jax.tree.leaves(given)):    # the same at every step
-            given = jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape[1:])), given)
-        factors, transition = leaving_window(*given, kappa=kappa, backend=self.backend)
-        return list(factors), transition
+    def dense(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any, old: Any,
+              signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        r"""Matrix weights (and their bias): one operation, samples and lanes as one batch.
 
-    def dense(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
-               signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Matrix weights (and their bias): one operation, samples and lanes as one batch."""
+        ``leaving``: :math:`p_s = D_T \cdots D_{s+1} f_s` of every step, and their sum.
+        """
+        p, total = leaving
         T, S = p.shape[0], p.shape[-1]
         x = x.reshape(T, -1, x.shape[-1]).astype(p.dtype)
         p = p.reshape(T, x.shape[1], -1, S)
+        total = total.reshape(p.shape[1:])
         if old is None:
             new = {'weight': d_trace_start(x, p, backend=self.backend),
-                   'bias': p.sum(0)}
+                   'bias': total}
             return {k: new[k].reshape(like[k].shape) for k in like}, None
         M = transition.reshape(*p.shape[1:], S)
         L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])
@@ -112,19 +110,21 @@ class TracePass:
         new, named = {'weight': e}, {'weight': dW}
         if 'bias' in old:
             b = old['bias'].reshape(p.shape[1:])
-            new['bias'] = sum(M[..., j] * b[..., j:j + 1] for j in range(S)) + p.sum(0)
+            new['bias'] = sum(M[..., j] * b[..., j:j + 1] for j in range(S)) + total
             named['bias'] = (L * b).sum((0, -1))
         new = {k: a.reshape(old[k].shape) for k, a in new.items()}
         return new, None if signal is None else named
 
-    def _by_rule(self, view: RelationView, like: Any, x: Any, p: Any, transition: Any, old: Any,
-                 signal: Any) -> tuple[dict[str, Any], None]:
+    def _by_rule(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any,
+                 old: Any, signal: Any) -> tuple[dict[str, Any], None]:
         """Through upstream's own closed form for the op.
 
         The products with the Jacobians are in ``p`` already, so its rule is called with
         one-by-one identities in their place (which XLA removes).
         """
-        rules = upstream.rules_of(view.relation)
+        rules, p = upstream.rules_of(view.relation), leaving[0]
+        if transition is None:
+            transition = jnp.zeros((*p.shape[1:], p.shape[-1]), p.dtype)
 
         def update(x: Any, p: Any, M: Any, old: Any) -> dict[str, Any]:
             one, S = jnp.ones((1,) * (p.ndim + 1), p.dtype), range(p.shape[-1])

@@ -1,6 +1,10 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""``adjoint_window``: the reverse scan that replaces the D-RTRL trace."""
+"""``adjoint_window``: the reverse scan that replaces the D-RTRL trace.
+
+The primitive has two forms: ``leaving`` is empty for :func:`adjoint_window`; for
+:func:`leaving_window` it is ``'start'`` where nothing enters, else ``'onto'``.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ from traceops.ops.states import (
 __all__ = ['ADJOINT_WINDOW', 'adjoint_window', 'leaving_window']
 
 
-def _kinds(count: int, states: int, leaving: bool) -> str:
+def _kinds(count: int, states: int, leaving: str) -> str:
     """Of each argument: v has S states, m S x S. ``count`` is that of the operands."""
     fixed = 'm' if leaving else 'vm'
     if not states:
@@ -37,20 +41,18 @@ def _kinds(count: int, states: int, leaving: bool) -> str:
     return fixed + 'v' * (count // states - states - (not leaving))
 
 
-def _arguments(count: int, states: int, leaving: bool, **_: Any) -> list[str]:
+def _arguments(count: int, states: int, leaving: str, **_: Any) -> list[str]:
     kinds = _kinds(count, states, leaving)
     fixed = ['jacobian'] if leaving else ['signal', 'jacobian']
     factors = [f'factors[{r}]' for r in range(len(kinds) - len(fixed))]
     return labels([*fixed, *factors], kinds, states)
 
 
-def _steps(operands: Sequence[Any], leaving: bool) -> int:
-    """How many there are: what every signal has; without one, what any operand has."""
-    counts = [n for a in operands for n in a.shape[:1]]
-    return max(counts) if leaving else counts[0] if counts else 0
+def _steps(operands: Sequence[Any]) -> int:
+    return max([n for a in operands for n in a.shape[:1]], default=0)
 
 
-def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Axes:
+def _axes(*operands: Any, kappa: float | None, states: int, leaving: str) -> Axes:
     name, trailing = 'adjoint_window', 0 if states else 1
     kinds = _kinds(len(operands), states, leaving)
     names = _arguments(len(operands), states, leaving)
@@ -63,15 +65,15 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Ax
                          'both of states, differ.')
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
-    if states:          # Jacobians and factors that are the same at every step come once
-        signals, steps = 0 if leaving else states, _steps(operands, leaving)
-        axes = [('once', *a[1:]) if i >= signals and steps != 1 and o.shape[:1] == (1,) else a
-                for i, (a, o) in enumerate(zip(axes, operands, strict=True))]
+    if states and _steps(operands) != 1:    # what is the same at every step may come once
+        axes = [('once', *a[1:]) if o.shape[:1] == (1,) else a
+                for a, o in zip(axes, operands, strict=True)]
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
     relations, last = len(kinds) - (1 if leaving else 2), (*place, 's')
-    results = ((*(('t', *last) for _ in range(relations)), (*last, 's2')) if leaving else
+    results = ((*(('t', *last) for _ in range(relations)), *(last for _ in range(relations)),
+                *(((*last, 's2'),) if leaving == 'onto' else ())) if leaving else
                (*(('t', *place) for _ in range(relations)), last,
                 *((last,) if kappa is not None else ())))
     return Axes(operands=tuple(axes), results=results,
@@ -79,46 +81,42 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Ax
                 sizes_known={'s': states, 's2': states})
 
 
-def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: bool) -> list[Any]:
+def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: str) -> list[Any]:
     dtype = same_dtype('adjoint_window', _arguments(len(operands), states, leaving), operands)
-    filtered = kappa is not None and not leaving
-    return [dtype] * (len(_kinds(len(operands), states, leaving)) - (not leaving) + filtered)
+    count = len(_kinds(len(operands), states, leaving)) - 1
+    if leaving:
+        return [dtype] * (2 * count + (leaving == 'onto'))
+    return [dtype] * (count + (kappa is not None))
 
 
-def _reference(*operands: Any, kappa: float | None, states: int, leaving: bool) -> Any:
+def _reference(*operands: Any, kappa: float | None, states: int, leaving: str) -> Any:
     given = unflatten(operands, _kinds(len(operands), states, leaving), states)
     if leaving:
-        products, transition = _leaving_definition(given[0], given[1:], kappa)
-        return (*products, transition)
+        products, totals, transition = _leaving_definition(given[0], given[1:], kappa)
+        return (*products, *totals, *((transition,) if leaving == 'onto' else ()))
     deltas, entering, filtered = _definition(given[0], given[1], given[2:], kappa)
     return (*deltas, join(entering), *(() if filtered is None else (join(filtered),)))
 
 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
-            leaving: bool) -> Any:
+            leaving: str) -> Any:
     kinds = _kinds(len(operands), states, leaving)
-    steps = _steps(operands, leaving)
-    every = jax.eval_shape(lambda *a: every_step(a, steps), *operands)
-    structs = joined_structs(every, kinds, states)[kinds.index('m'):]
+    steps = _steps(operands)
+    full = jax.eval_shape(lambda *a: every_step(a, steps), *operands)
+    structs = joined_structs(full, kinds, states)[kinds.index('m'):]
     separate = launch.is_separate(states, len(structs) - 1)
-    once = [[a.shape != b.shape for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(full),
-                                                strict=True)]
-            for given, full in zip(unflatten(operands, kinds, states),
-                                   unflatten(every, kinds, states), strict=True)]
-    at = kinds.index('m')                       # the kernel loads the Jacobian first
-    loaded = [once[at], *once[:at], *once[at + 1:]]
-    bits = [b for one in loaded for b in (one if separate else [all(one)])]
+    once = [a.shape != b.shape for a, b in zip(operands, full, strict=True)]
+    signals = 0 if leaving else states          # the kernel loads them after the Jacobian
+    once = [*once[signals:signals + states ** 2], *once[:signals], *once[signals + states ** 2:]]
     call = launch.plan(*structs, capability=capability, kappa=kappa, leaving=leaving,
-                       separate=separate, once=sum(b << i for i, b in enumerate(bits)))
+                       separate=separate, once=sum(b << i for i, b in enumerate(once)) * separate)
     if not states or separate or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
-        arguments = [a if all(one) else b for a, b, one in zip(
-            unflatten(operands, kinds, states),
-            unflatten(every_step(operands, steps), kinds, states), once, strict=True)]
+        given = unflatten(every_step(operands, steps), kinds, states)
         return [join_rows(a) if kind == 'm' else join(a)
-                for a, kind in zip(arguments, kinds, strict=True)]
+                for a, kind in zip(given, kinds, strict=True)]
     return dataclasses.replace(call, prepare=prepare)
 
 
@@ -129,10 +127,10 @@ def _cases() -> list[Any]:
     for S, R, kappa in ((1, 1, None), (2, 2, None), (2, 1, 0.8)):
         cases.append(((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S),
                        *(draw(5, 3, 67, S) for _ in range(R))),
-                      {'kappa': kappa, 'states': 0, 'leaving': False}))
+                      {'kappa': kappa, 'states': 0, 'leaving': ''}))
     apart = [draw(5, 3, 67) for _ in range(8)]          # two states apart, one relation
-    for leaving in (False, True):
-        cases.append((tuple(apart[2 * leaving:]),
+    for leaving in ('', 'start', 'onto'):
+        cases.append((tuple(apart[2 * bool(leaving):]),
                       {'kappa': 0.8, 'states': 2, 'leaving': leaving}))
     return cases
 
@@ -148,7 +146,7 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
 
     ``...`` is any number of axes of positions, the batch among them. Arrays with a trailing S
     may be given as S arrays ``[T, ...]`` (``jacobian``: S rows of S) instead, which a CPU
-    prefers; those of Jacobians and factors that are the same at every step may be ``[1, ...]``.
+    prefers; of those, some may be ``[1, ...]``: the same at every step.
 
     Parameters
     ----------
@@ -182,27 +180,32 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
         ``backend`` is named and cannot run here.
     """
     operands, states = flatten([signal, jacobian, *factors], 'vm' + 'v' * len(factors))
-    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving=False,
+    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving='',
                kappa=None if kappa is None else float(kappa))
     count = len(factors)
     return (tuple(out[:count]), *out[count:])
 
 
 def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None = None,
-                   backend: str | None = None) -> tuple[tuple[Any, ...], Any]:
+                   start: bool = False, backend: str | None = None,
+                   ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
     r"""What a D-RTRL trace that leaves a window is made of: :func:`adjoint_window`'s scan, for the
     adjoint of every state after the last step.
 
     Parameters
     ----------
     jacobian, factors, kappa, backend
-        As in :func:`adjoint_window`; at least one step, and one array that has them all.
+        As in :func:`adjoint_window`; at least one step.
+    start : bool
+        Nothing enters: the transition is not asked for.
 
     Returns
     -------
     products : tuple of arrays, ``[T, ..., S]``
         :math:`p_s = D_T \cdots D_{s+1} f_s` of every relation.
-    transition : array, ``[..., S, S]``
+    totals : tuple of arrays, ``[..., S]``
+        :math:`\sum_s p_s` of every relation, the trace of a bias.
+    transition : array, ``[..., S, S]``, or None
         :math:`M = D_T \cdots D_1`.
 
     Raises
@@ -211,6 +214,8 @@ def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None
         As :func:`adjoint_window`.
     """
     operands, states = flatten([jacobian, *factors], 'm' + 'v' * len(factors))
-    *products, transition = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
-                                 leaving=True, kappa=None if kappa is None else float(kappa))
-    return tuple(products), transition
+    out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
+               leaving='start' if start else 'onto',
+               kappa=None if kappa is None else float(kappa))
+    count = len(factors)
+    return tuple(out[:count]), tuple(out[count:2 * count]), None if start else out[-1]

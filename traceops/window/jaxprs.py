@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'part',
+__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'part', 'reached',
            'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
@@ -78,6 +78,15 @@ def _rebuilt(jaxpr: Jaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: 
     debug = jaxpr.debug_info.with_unknown_names()       # other inputs and outputs
     return Jaxpr(jaxpr.constvars if constvars is None else constvars, list(invars),
                  list(outvars), list(eqns), jaxpr.effects, debug)
+
+
+def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:
+    """The variables that equations, in order, make of ``sources``, and those."""
+    found = set(sources)
+    for eqn in eqns:
+        if any(v in found for v in eqn.invars if not isinstance(v, Literal)):
+            found.update(eqn.outvars)
+    return found
 
 
 def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from traceops.window.jaxprs import backward_slice, depends_on, part
+from traceops.window.jaxprs import backward_slice, depends_on, part, reached
 
 __all__ = ['Phases', 'split_step']
 
@@ -96,19 +96,23 @@ class Phases:
                  varying: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The carried outputs of one step, and what its replay will read.
 
-        What is kept is computed first, once: left to itself, XLA fuses it into both of its
-        readers (the state update and the copy that is kept), and does the work twice.
+        What is kept is computed once, before all that reads it: left to itself, XLA fuses it into
+        its readers (the state update, the copy that is kept) and does the work twice, or updates
+        a state in place that is read later, which it has to copy then.
         """
         jaxpr, inputs = self.closed.jaxpr, self._in((*self.constant, *self.varying))
-        made = [v for v in self.kept if v not in inputs]
-        first, _ = backward_slice(jaxpr, made)
-        rest, _ = backward_slice(jaxpr, self._out(self.carried), given=set(made), effects=True)
-        rest = [e for e in rest if not (e.effects and e in first)]
-        values = (*constant, *varying)
-        known = jax.lax.optimization_barrier(part(self.closed, inputs, made, first)(*values))
-        out = part(self.closed, [*inputs, *made], self._out(self.carried), rest)(*values, *known)
-        by_var = dict(zip([*inputs, *made], [*values, *known], strict=True))
-        return out, [by_var[v] for v in self.kept]
+        wanted = self._out(self.carried)
+        eqns, _ = backward_slice(jaxpr, [*wanted, *self.kept], effects=True)
+        env = dict(zip(inputs, (*constant, *varying), strict=True))
+        for eqn in eqns:
+            read = [v for v in eqn.invars if not isinstance(v, Literal) and v in env]
+            out = part(self.closed, list(dict.fromkeys(read)), eqn.outvars, [eqn])(
+                *(env[v] for v in dict.fromkeys(read)))
+            if any(v in self.kept for v in eqn.outvars):
+                out = jax.lax.optimization_barrier(out)
+            env.update(zip(eqn.outvars, out, strict=True))
+        out = part(self.closed, list(env), wanted, ())(*env.values())
+        return out, [env[v] for v in self.kept]
 
     def replay(self, constant: Sequence[Any],
                kept: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -141,10 +145,7 @@ class _Totals:
 
     def __init__(self, phases: Phases) -> None:
         self.producer = {v: e for e in phases.replayed for v in e.outvars}
-        self.varies = {phases.closed.jaxpr.invars[i] for i in phases.varying} | set(phases.kept)
-        for eqn in phases.replayed:
-            if any(self._varies(v) for v in eqn.invars):
-                self.varies.update(eqn.outvars)
+        self.varies = reached(phases.replayed, [*phases._in(phases.varying), *phases.kept])
         self.needed: list[Any] = []
         self.fixed: list[Any] = []
         for i in phases.summed:
@@ -218,7 +219,9 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     simulation, _ = backward_slice(
         jaxpr, [*(jaxpr.outvars[i] for i in carried), *(v for e in in_order for v in e.outvars)],
         effects=True)
-    dear = {v for e in simulation if e.primitive.name not in _CHEAP for v in e.outvars}
+    varies = reached(simulation, [jaxpr.invars[i] for i in varying])
+    dear = {v for e in simulation if e.primitive.name not in _CHEAP for v in e.outvars
+            if v in varies}
     replayed, needed = backward_slice(jaxpr, outvars, given=dear)
     kept = (*(jaxpr.invars[i] for i in varying if jaxpr.invars[i] in needed),
             *(v for e in simulation for v in e.outvars if v in dear and v in needed))

@@ -70,7 +70,7 @@ class StepProgram:
         ``digest(inner, outputs, states before the step) -> (inner, outputs)`` sees each step's
         outputs before they are stacked: what it folds away is never stored. With ``at_once``
         the loop only simulates, all steps are replayed together after it, and nothing is folded.
-        Without ``digest``, what of ``once`` is the same at every step comes as ``[1, ...]``.
+        Without ``digest``, what is recorded and the same at every step comes as ``[1, ...]``.
         """
         constant = self._constant()
         fixed = self.phases.once(constant)
@@ -163,7 +163,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     counter : State
         Advanced by one at every call that is to be counted.
     once : sequence of State
-        Those of the tape that are not repeated where they are the same at every step.
+        Those of the tape that, as all that is returned under ``'record'``, are not repeated where
+        they are the same at every step.
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -183,7 +184,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     of_tape = [_position(t, states) for t in tape]
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
-    recorded = jax.tree.leaves([positions['record'], positions['tape']])
+    signals = jax.tree.leaves(positions['record'])
+    recorded = [*signals, *jax.tree.leaves(positions['tape'])]
     stacked, out_tree = jax.tree.flatten(positions)
 
     n_slices = len(jax.tree.leaves(slices))
@@ -197,8 +199,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
         places=tuple(order.index(i) for i in stacked),
-        once=frozenset(p for t in once
-                       for p in jax.tree.leaves(new_positions[_position(t, states)])),
+        once=frozenset(signals) | {p for t in once for p in jax.tree.leaves(
+            new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
         count=_count(closed, written[counter_at], places[counter_at][0],
                      jax.tree.leaves(new_positions[counter_at])[0]),
