@@ -49,6 +49,11 @@ class Run:
         return ((self.learner(x) - y) ** 2).mean()
 
     def grad(self, **options: Any) -> Any:
+        """``etrace_grad`` in a program of its own, as people run it."""
+        return brainstate.transform.jit(lambda: self.eager_grad(**options))()
+
+    def eager_grad(self, **options: Any) -> Any:
+        """The same operation by operation."""
         options.setdefault('return_value', True)
         return self.learner.etrace_grad(self.x, self.y, step_fn=self.loss, **options)
 

@@ -44,7 +44,8 @@ def compare(name, rule, vmap, steps, window, tolerance, carry=True):
 
 #: Nets that are compared in batch mode only, unless all is run: another net has their op, or
 #: their number of states, under vmap.
-_ONCE = ('gru', 'two-layer', 'three-states', 'four-states', 'lora', 'grouped', 'two-groups')
+_ONCE = ('vanilla', 'gru', 'lif', 'two-layer', 'three-states', 'four-states', 'lora', 'grouped',
+         'two-groups', 'transformed', 'shared-axis')
 
 
 @pytest.mark.parametrize('name, rule, vmap', [
