@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-__all__ = ['load_rows', 'load_states', 'matvec', 'store_rows', 'store_states',
+__all__ = ['load_each', 'load_rows', 'load_states', 'matvec', 'store_rows', 'store_states',
            'transposed_matvec']
 
 
@@ -24,6 +24,18 @@ def load_rows(ptr, at, live, S: tl.constexpr):
     out = ()
     for i in tl.static_range(S * S):
         out = out + (tl.load(ptr + at * (S * S) + i, mask=live, other=0.).to(tl.float32),)
+    return out
+
+
+@triton.jit
+def load_each(ptrs, at, n, live, COUNT: tl.constexpr, ONCE: tl.constexpr):
+    """Position ``at`` of each of COUNT arrays, ``n`` where a bit of ONCE says: one step for all."""
+    out = ()
+    for i in tl.static_range(COUNT):
+        place = at
+        if (ONCE >> i) % 2 == 1:
+            place = n.to(tl.int64)
+        out = out + (tl.load(ptrs[i] + place, mask=live, other=0.).to(tl.float32),)
     return out
 
 

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from traceops.kernels.states import (
+    load_each,
     load_rows,
     load_states,
     matvec,
@@ -31,18 +32,6 @@ __all__ = [
 
 
 @triton.jit
-def _load(ptrs, at, n, live, COUNT: tl.constexpr, ONCE: tl.constexpr):
-    """The same place of each of COUNT arrays; bit i of ONCE: the i-th has one step for all."""
-    out = ()
-    for i in tl.static_range(COUNT):
-        place = at
-        if (ONCE >> i) % 2 == 1:
-            place = n
-        out = out + (tl.load(ptrs[i] + place, mask=live, other=0.).to(tl.float32),)
-    return out
-
-
-@triton.jit
 def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, V: tl.constexpr,
                JOINED: tl.constexpr, ONCE: tl.constexpr):
     """The rows of the Jacobian, then each of V vectors; the bits of ONCE are in that order."""
@@ -52,9 +41,9 @@ def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, 
         for v in tl.static_range(V):
             out = out + (load_states(vectors[v][0], at, live, S),)
     else:
-        out = (_load(jacobian, at, n.to(tl.int64), live, S * S, ONCE),)
+        out = (load_each(jacobian, at, n, live, S * S, ONCE),)
         for v in tl.static_range(V):
-            out = out + (_load(vectors[v], at, n.to(tl.int64), live, S, ONCE >> (S * S + v * S)),)
+            out = out + (load_each(vectors[v], at, n, live, S, ONCE >> (S * S + v * S)),)
     return out
 
 

@@ -25,8 +25,13 @@ _FEW = 32768
 
 
 def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *,
-         capability: int, decay_x: float, decay_f: float) -> KernelCall | str:
-    """The launch for these operands, or why there is none."""
+         capability: int, decay_x: float, decay_f: float, apart: bool = False,
+         once: int = 0) -> KernelCall | str:
+    """The launch for operands of these shapes, or why there is none.
+
+    ``apart``: there is one for each state, and ``once`` has a bit for each of those of the
+    Jacobian, the signal and the factor that has one step for all.
+    """
     S = signal.shape[-1]
     if signal.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {signal.dtype}'
@@ -36,9 +41,9 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S, N < _FEW]
     return KernelCall(
-        kernel='es_trace_window.es_trace_window',
+        kernel=f'es_trace_window.es_trace_window{f"_{S}" if apart and S > 1 else ""}',
         outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
         grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
-        constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f,
+        constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f, 'ONCE': once,
                    'BLOCK': tile.block[0]},
         tile=tile)

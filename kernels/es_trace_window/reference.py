@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.kernels.layout import split, split_rows
+from traceops.kernels.layout import split, split_rows, time_varying
 
 __all__ = ['es_trace_step', 'es_trace_window', 'output_filter']
 
@@ -69,7 +69,8 @@ def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, 
     signal, factor : sequence of S arrays, ``[T, ...]``, or one array ``[T, ..., S]``
         :math:`L_t` and :math:`f_t`.
     jacobian : S sequences of S arrays, ``[T, ...]``, or one array ``[T, ..., S, S]``
-        :math:`D_t`, row by row.
+        :math:`D_t`, row by row. Separate arrays may be ``[1, ...]``, the same at every step, here
+        and in ``signal`` and ``factor``.
     carry : sequence of S arrays, ``[...]``, or one array ``[..., S]``
         :math:`g_0`.
     correction : array, ``[T]``
@@ -86,13 +87,14 @@ def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, 
     carry : tuple of S arrays, ``[...]``
         :math:`g_T`.
     """
+    slices, step_of = time_varying((signal, jacobian, factor, correction), correction.shape[0])
+
     def step(g: Any, now: Any) -> Any:
-        L, D, f, c = now
+        L, D, f, c = step_of(now)
         return es_trace_step(split(L), split_rows(D), split(f), g, c, decay_f)
 
-    steps = (signal, jacobian, factor, correction)
     if correction.shape[0] == 1:                # the update of one step: no loop
-        leaving, instant = step(split(carry), jax.tree.map(lambda a: a[0], steps))
+        leaving, instant = step(split(carry), [a[0] for a in slices])
         return instant[None], instant, leaving
-    leaving, instant = jax.lax.scan(step, split(carry), steps)
+    leaving, instant = jax.lax.scan(step, split(carry), slices)
     return output_filter(instant, decay_x), instant.sum(0), leaving

@@ -1,37 +1,51 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of ``es_trace_window``: one thread walks a position forward, then back."""
+"""Triton kernels of ``es_trace_window``: one thread walks a position forward, then back.
+
+``es_trace_window`` takes a trailing axis of states, ``es_trace_window_2`` to ``_4`` one operand a
+state, which needs no stacked copies. ONCE has a bit for each state of the Jacobian, the signal and
+the factor, in this order, that has one step for all.
+"""
 
 import triton
 import triton.language as tl
 
-from traceops.kernels.states import load_rows, load_states, matvec, store_states
+from traceops.kernels.states import load_each, load_rows, load_states, matvec, store_states
 
-__all__ = ['es_trace_window']
+__all__ = ['es_trace_window', 'es_trace_window_2', 'es_trace_window_3', 'es_trace_window_4']
 
 
 @triton.jit
 def _load_step(signal, jacobian, factor, correction, t, T, n, live, N: tl.constexpr,
-               S: tl.constexpr):
+               S: tl.constexpr, JOINED: tl.constexpr, ONCE: tl.constexpr):
     t = tl.minimum(t, T - 1)                # past the end: a step that is in cache
     at = tl.cast(t, tl.int64) * N + n
-    return (load_states(signal, at, live, S), load_rows(jacobian, at, live, S),
-            load_states(factor, at, live, S), tl.load(correction + t))
+    if JOINED and S > 1:
+        return (load_states(signal[0], at, live, S), load_rows(jacobian[0], at, live, S),
+                load_states(factor[0], at, live, S), tl.load(correction + t))
+    else:
+        return (load_each(signal, at, n, live, S, ONCE >> (S * S)),
+                load_each(jacobian, at, n, live, S * S, ONCE),
+                load_each(factor, at, n, live, S, ONCE >> (S * S + S)), tl.load(correction + t))
 
 
 @triton.jit
-def es_trace_window(signal, jacobian, factor, carry, correction, T, filtered, total, leaving,
-                    N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
-                    DECAY_F: tl.constexpr, BLOCK: tl.constexpr):
+def _walk(signal, jacobian, factor, carry, correction, T, filtered, total, leaving,
+          N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr, DECAY_F: tl.constexpr,
+          ONCE: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
-    g = load_states(carry, n, live, S)
+    if JOINED:
+        g = load_states(carry[0], n, live, S)
+    else:
+        g = load_each(carry, n, n, live, S, 0)
     sum_ = tl.zeros((BLOCK,), tl.float32)
     ahead = _load_step(signal, jacobian, factor, correction, tl.zeros((), tl.int32), T, n, live,
-                       N, S)
+                       N, S, JOINED, ONCE)
     for t in range(T):
         now = ahead
-        ahead = _load_step(signal, jacobian, factor, correction, t + 1, T, n, live, N, S)
+        ahead = _load_step(signal, jacobian, factor, correction, t + 1, T, n, live, N, S, JOINED,
+                           ONCE)
         moved = matvec(now[1], g, S)
         g = ()
         instant = tl.zeros((BLOCK,), tl.float32)
@@ -51,3 +65,39 @@ def es_trace_window(signal, jacobian, factor, carry, correction, T, filtered, to
             at = tl.cast(T - 1 - k, tl.int64) * N + n
             later = tl.load(filtered + at, mask=live, other=0.) + DECAY_X * later
             tl.store(filtered + at, later, mask=live)
+
+
+@triton.jit
+def es_trace_window(signal, jacobian, factor, carry, correction, T, filtered, total, leaving,
+                    N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
+                    DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk((signal,), (jacobian,), (factor,), (carry,), correction, T, filtered, total, leaving, N,
+          S, DECAY_X, DECAY_F, ONCE, BLOCK, True)
+
+
+@triton.jit
+def es_trace_window_2(L0, L1, D00, D01, D10, D11, f0, f1, g0, g1, correction, T, filtered, total,
+                      leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
+                      DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk((L0, L1), (D00, D01, D10, D11), (f0, f1), (g0, g1), correction, T, filtered, total,
+          leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK, False)
+
+
+@triton.jit
+def es_trace_window_3(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f0, f1, f2, g0, g1,
+                      g2, correction, T, filtered, total, leaving, N: tl.constexpr,
+                      S: tl.constexpr, DECAY_X: tl.constexpr, DECAY_F: tl.constexpr,
+                      ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), (f0, f1, f2), (g0, g1, g2),
+          correction, T, filtered, total, leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK, False)
+
+
+@triton.jit
+def es_trace_window_4(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
+                      D30, D31, D32, D33, f0, f1, f2, f3, g0, g1, g2, g3, correction, T, filtered,
+                      total, leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
+                      DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+    _walk((L0, L1, L2, L3),
+          (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
+          (f0, f1, f2, f3), (g0, g1, g2, g3), correction, T, filtered, total, leaving, N, S,
+          DECAY_X, DECAY_F, ONCE, BLOCK, False)

@@ -81,7 +81,12 @@ def _scan_cases():
                        (('kappa', kappa), ('states', 0), ('leaving', '')))
         yield Case(g, 'es_trace_window', f'S={S} {size}',
                    (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
-                   (('decay_x', .9), ('decay_f', .9)))
+                   (('decay_x', .9), ('decay_f', .9), ('states', 0)))
+        if S > 1:
+            one, last = ((50, *place), jnp.float32), (place, jnp.float32)
+            yield Case(g, 'es_trace_window', f'S={S} {size} apart',
+                       (*(one,) * (S + S * S + S), *(last,) * S, ((50,), jnp.float32)),
+                       (('decay_x', .9), ('decay_f', .9), ('states', S)))
 
 
 def _scan_forms():

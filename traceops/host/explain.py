@@ -243,7 +243,7 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
     if factorised:
         carry = jax.ShapeDtypeStruct((*group.varshape, S), dtype)
         operands += (carry, jax.ShapeDtypeStruct((1,), dtype))
-        params = {'decay_x': 0., 'decay_f': 0.}
+        params = {'decay_x': 0., 'decay_f': 0., 'states': 0}
     try:
         return ops.why('es_trace_window' if factorised else 'adjoint_window', *operands,
                        backend=inner.traceops_settings.backend, **params)

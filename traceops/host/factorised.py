@@ -66,9 +66,10 @@ class FactorisedRule(Rule):
 
     def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
-        record = whole(record)
-        indices = index + jnp.arange(jax.tree.leaves(record)[0].shape[0])
+        indices = index + jnp.arange(max(a.shape[0] for a in jax.tree.leaves(record)))
         if self.bypass:         # the factor of every step is needed, not only its product
+            record = whole(record)
+
             def one(inner: Any, step: Any) -> Any:
                 return self.digest(inner, *step)
             return jax.lax.scan(one, inner, (record, indices))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,65 +15,100 @@ from traceops.kernels.es_trace_window import launch
 from traceops.kernels.es_trace_window.reference import es_trace_window as _definition
 from traceops.ops.checks import positions, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, at_axis, bind, define, fold_positions
-from traceops.ops.states import join, join_rows
+from traceops.ops.states import (
+    every_step,
+    flatten,
+    join,
+    join_rows,
+    joined_structs,
+    labels,
+    unflatten,
+)
 
 __all__ = ['ES_TRACE_WINDOW', 'es_trace_update', 'es_trace_window']
 
-_NAMES = ('signal', 'jacobian', 'factor', 'carry', 'correction')
+_KINDS = 'vmvv'          # v has S states, m S x S; the correction follows
 
 
-def _axes(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any,
-          **decays: float) -> Axes:
-    name = 'es_trace_window'
-    place = positions(name, 'signal', signal, '[T, ..., S]', 2)
-    ranked(name, 'jacobian', jacobian, '[T, ..., S, S]', len(place) + 3)
-    ranked(name, 'factor', factor, '[T, ..., S]', len(place) + 2)
-    ranked(name, 'carry', carry, '[..., S]', len(place) + 1)
-    ranked(name, 'correction', correction, '[T]', 1)
-    if jacobian.shape[-1] != jacobian.shape[-2]:
-        raise ValueError(f'{name}: `jacobian` has shape {jacobian.shape}; its last two axes, '
+def _arguments(count: int, states: int, **_: Any) -> list[str]:
+    return [*labels(['signal', 'jacobian', 'factor', 'carry'], _KINDS, states), 'correction']
+
+
+def _axes(*operands: Any, states: int, **decays: float) -> Axes:
+    name, trailing = 'es_trace_window', 0 if states else 1
+    names = _arguments(len(operands), states)
+    place = positions(name, names[0], operands[0], f'[T, ...{", S" * trailing}]', 1 + trailing)
+    s, matrix = ('s',) * trailing, ('s', 's2') * trailing
+    by_kind = [('t', *place, *s), ('t', *place, *matrix), ('t', *place, *s), (*place, *s)]
+    counts = [(states if kind == 'v' else states ** 2) or 1 for kind in _KINDS]
+    axes = [a for a, count in zip(by_kind, counts, strict=True) for _ in range(count)]
+    axes.append(('t',))
+    if states and operands[-1].shape != (1,):       # what is the same at every step may come once
+        axes = [('once', *a[1:]) if a[:1] == ('t',) and len(a) > 1 and o.shape[:1] == (1,) else a
+                for a, o in zip(axes, operands, strict=True)]
+    for argument, operand, expected in zip(names, operands, axes, strict=True):
+        steps = ['T'] * (expected[:1] in (('t',), ('once',)))
+        rest = [*(['...'] if argument != 'correction' else []),
+                *['S'] * (len(expected) - len(steps) - len(place))]
+        ranked(name, argument, operand, f'[{", ".join([*steps, *rest])}]', len(expected))
+    if not states and operands[1].shape[-1] != operands[1].shape[-2]:
+        raise ValueError(f'{name}: `jacobian` has shape {operands[1].shape}; its last two axes, '
                          'both of states, differ.')
-    vectors = ('t', *place, 's')
-    return Axes(operands=(vectors, ('t', *place, 's', 's2'), vectors, (*place, 's'), ('t',)),
-                results=(('t', *place), place, (*place, 's')),
-                replicated=frozenset({'t', 's', 's2'}))
+    return Axes(operands=tuple(axes), results=(('t', *place), place, (*place, 's')),
+                replicated=frozenset({'t', 'once', 's', 's2'}), sizes_known={'s': states})
 
 
-def _dtypes(*operands: Any, **decays: float) -> list[Any]:
-    return [same_dtype('es_trace_window', _NAMES, operands)] * 3
+def _dtypes(*operands: Any, states: int, **decays: float) -> list[Any]:
+    return [same_dtype('es_trace_window', _arguments(len(operands), states), operands)] * 3
 
 
-def _reference(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *,
-               decay_x: float, decay_f: float) -> Any:
-    filtered, total, carry = _definition(signal, jacobian, factor, carry, correction,
+def _reference(*operands: Any, states: int, decay_x: float, decay_f: float) -> Any:
+    *given, correction = operands
+    filtered, total, carry = _definition(*unflatten(given, _KINDS, states), correction,
                                          decay_x, decay_f)
     return filtered, total, join(carry)
+
+
+def _kernel(*operands: Any, states: int, **params: Any) -> Any:
+    *given, correction = operands
+    steps, window = correction.shape[0], given[:len(given) - (states or 1)]
+    full = jax.eval_shape(lambda *a: every_step(a, steps), *window) if states else window
+    once = [a.shape != b.shape for a, b in zip(window, full, strict=True)]
+    once = [*once[states:states + states ** 2], *once[:states], *once[states + states ** 2:]]
+    structs = joined_structs([*full, *given[len(window):]], _KINDS, states)
+    return launch.plan(*structs, correction, apart=states > 0,
+                       once=sum(b << i for i, b in enumerate(once)), **params)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
            request: str, params: dict[str, Any]) -> Any:
     """A correction of its own for each lane is folded into the signal."""
     operands, dims = list(operands), list(dims)
-    if dims[4] is not None:
-        correction = jnp.moveaxis(operands[4], dims[4], 1)          # [T, V]
-        signal = at_axis(operands[0], dims[0], 1, size)
-        operands[0] = signal / correction.reshape(*correction.shape, *(1,) * (signal.ndim - 2))
-        operands[4] = jnp.ones_like(correction[:, 0])
-        dims[0], dims[4] = 1, None
+    if dims[-1] is not None:
+        correction = jnp.moveaxis(operands[-1], dims[-1], 1)          # [T, V]
+        for i in range(params['states'] or 1):
+            signal = at_axis(operands[i], dims[i], 1, size)
+            operands[i] = signal / correction.reshape(
+                *correction.shape, *(1,) * (signal.ndim - 2))
+            dims[i] = 1
+        operands[-1], dims[-1] = jnp.ones_like(correction[:, 0]), None
     return fold_positions(operation, size, operands, dims, request, params)
 
 
 def _cases() -> list[Any]:
     rng = np.random.default_rng(1)
     draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
-    return [((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S), draw(5, 3, 67, S), draw(3, 67, S),
-              np.linspace(0.3, 1., 5, dtype=np.float32)), {'decay_x': 0.9, 'decay_f': 0.8})
-            for S in (1, 2)]
+    correction = np.linspace(0.3, 1., 5, dtype=np.float32)
+    params = {'decay_x': 0.9, 'decay_f': 0.8}
+    joined = [((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S), draw(5, 3, 67, S), draw(3, 67, S),
+                correction), {**params, 'states': 0}) for S in (1, 2)]
+    apart = (*(0.5 * draw(5, 3, 67) for _ in range(8)), draw(3, 67), draw(3, 67), correction)
+    return [*joined, (apart, {**params, 'states': 2})]
 
 
 ES_TRACE_WINDOW = define(Operation(
-    name='es_trace_window', arguments=lambda count, **_: _NAMES, reference=_reference, axes=_axes,
-    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
+    name='es_trace_window', arguments=_arguments, reference=_reference, axes=_axes,
+    dtypes=_dtypes, kernel=_kernel, batch=_batch, cases=_cases))
 
 
 def es_trace_window(signal: Any, jacobian: Any, factor: Any, carry: Any, *, decay_x: float,
@@ -81,7 +117,8 @@ def es_trace_window(signal: Any, jacobian: Any, factor: Any, carry: Any, *, deca
     r"""The output-side factor of ES-D-RTRL over a window, and what it makes of the signal.
 
     ``...`` is any number of axes of positions. Arrays with a trailing S may be given as S
-    arrays (``jacobian``: S rows of S) instead.
+    arrays (``jacobian``: S rows of S) instead; of those, but not of the carry, some may be
+    ``[1, ...]``: the same at every step.
 
     Parameters
     ----------
@@ -115,11 +152,10 @@ def es_trace_window(signal: Any, jacobian: Any, factor: Any, carry: Any, *, deca
     BackendError
         ``backend`` is named and cannot run here.
     """
-    signal = join(signal)
+    given, states = flatten([signal, jacobian, factor, carry], _KINDS)
     filtered, total, carry = bind(
-        ES_TRACE_WINDOW, signal, join_rows(jacobian), join(factor), join(carry),
-        jnp.asarray(correction, signal.dtype), backend=backend,
-        decay_x=float(decay_x), decay_f=float(decay_f))
+        ES_TRACE_WINDOW, *given, jnp.asarray(correction, given[0].dtype), backend=backend,
+        states=states, decay_x=float(decay_x), decay_f=float(decay_f))
     return filtered, total, carry
 
 

@@ -178,7 +178,7 @@ class EsTraceWindowSuite(Suite):
 
     def definition(self, *operands):
         from traceops.ops.es_trace_window import _reference
-        return _reference(*operands, **self.decays)
+        return _reference(*operands, **self.decays, states=0)
 
     def expected(self, operands, **decays):
         return oracle.es_trace_window(*operands[:4], **(decays or self.decays),
@@ -209,6 +209,27 @@ class EsTraceWindowSuite(Suite):
         close(inputs, 0.9 * np.asarray(a, float) + np.asarray(x, float), self.tolerance)
         close(ops.es_trace_update(L[0], D[0], f[0], g, decay_f=.8, correction=c[0],
                                   backend=self.backend), (want[1], want[2]), self.tolerance)
+
+    @pytest.mark.parametrize('S', [1, 2, 3, 4])
+    @pytest.mark.parametrize('T', [1, 4])
+    def test_states_may_be_separate(self, S, T):
+        L, D, f, g, c = self.operands(S, T=T)
+        apart = (parts(L), rows(D), parts(f), parts(g), c)
+        close(self.run(*apart), self.expected([L, D, f, g, c]), self.tolerance)
+
+    @pytest.mark.parametrize('lanes', [False, True])
+    @pytest.mark.parametrize('S', [1, 2])
+    def test_what_is_the_same_at_every_step_may_come_once(self, S, lanes):
+        L, D, f, g, c = self.operands(S)
+        L, D, f = (a.at[..., -1].set(a[:1, ..., -1]) for a in (L, D, f))
+
+        def run(L, D, f, g, once):
+            cut = lambda states: (*states[:-1], states[-1][:1]) if once else states  # noqa: E731
+            return self.call(cut(parts(L)), [cut(row) for row in rows(D)],
+                             cut(parts(f)), parts(g), c, backend=self.backend)
+        if lanes:
+            run = jax.vmap(run, in_axes=(1, 1, 1, 0, None))
+        close(run(L, D, f, g, True), run(L, D, f, g, False), 1e-6)
 
     def test_no_step(self):
         operands = self.operands(T=0)
