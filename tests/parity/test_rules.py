@@ -18,13 +18,14 @@ from tests.parity.harness import RULES, assert_close, assert_same_states, both, 
 from tests.parity.nets import NETS, spike_rate
 
 
-def compare(name, rule, vmap, steps, window, tolerance, carry=True):
+def compare(name, rule, vmap, steps, window, tolerance, carry=True, **settings):
     net = NETS[name]
     if vmap and net.not_vmapped:
         pytest.skip(net.not_vmapped)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        upstream, ours = pair(net, rule, steps, vmap, window=window, carry_trace=carry)
+        upstream, ours = pair(net, rule, steps, vmap, window=window, carry_trace=carry,
+                              **settings)
     assert ours.inner.traceops_plan.engine == net.engine or rule.startswith('es')
     if net.spiking:
         assert spike_rate(net, ours.x) > 0.01
@@ -54,6 +55,14 @@ _ONCE = ('vanilla', 'gru', 'lif', 'two-layer', 'three-states', 'four-states', 'l
     for name in NETS for rule, vmap in (('d_rtrl', False), ('d_rtrl', True), ('es', False))])
 def test_every_net(float64, name, rule, vmap):
     compare(name, rule, vmap, 7, 3, 1e-10)
+
+
+@pytest.mark.parametrize('name, rule, vmap', [
+    ('alif', 'd_rtrl', True), ('alif', 'es', True), ('lstm', 'es', False),
+    ('noisy', 'eprop', False), ('bypass', 'd_rtrl', False), ('bypass', 'es', False)])
+def test_all_steps_at_once(float64, name, rule, vmap):
+    """The form for GPUs, from its references."""
+    compare(name, rule, vmap, 7, 3, 1e-10, two_phase=True)
 
 
 @pytest.mark.parametrize('name', ['alif', 'lstm', 'sparse', 'embedding'])
