@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-__all__ = ['split', 'split_rows', 'time_varying']
+__all__ = ['split', 'split_rows', 'steps_of', 'time_varying']
 
 
 def split(array: Any) -> tuple[Any, ...]:
@@ -26,11 +26,17 @@ def split_rows(array: Any) -> tuple[tuple[Any, ...], ...]:
     return tuple(split(array[..., s, :]) for s in range(array.shape[-2]))
 
 
-def time_varying(tree: Any, steps: int) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+def steps_of(tree: Any) -> int:
+    """T of arrays ``[T, ...]``, of which some, the same at every step, may be ``[1, ...]``."""
+    return max((a.shape[0] for a in jax.tree.leaves(tree)), default=0)
+
+
+def time_varying(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
     """What a scan over time has to slice, and how one slice becomes one step of ``tree``.
 
-    Arrays of one step, ``[1, ...]``, are the same at every step and stay out of the loop.
+    Arrays ``[1, ...]`` of several steps stay out of the loop.
     """
+    steps = steps_of(tree)
     leaves, structure = jax.tree.flatten(tree)
     varying = [a for a in leaves if a.shape[0] == steps]
 

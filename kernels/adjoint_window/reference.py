@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.kernels.layout import split, split_rows, time_varying
+from traceops.kernels.layout import split, split_rows, steps_of, time_varying
 
 __all__ = ['adjoint_window', 'leaving_window', 'transposed_matvec']
 
@@ -64,8 +64,7 @@ def adjoint_window(
     """
     # an empty sum: zeros that are placed on devices as the signal is
     zeros = split(jax.tree.map(lambda s: s[:0].sum(0), signal))
-    steps = max(a.shape[0] for a in jax.tree.leaves((signal, jacobian, factors)))
-    slices, step_of = time_varying((signal, jacobian, factors), steps)
+    slices, step_of = time_varying((signal, jacobian, factors))
 
     def back(carry: Any, now: Any) -> Any:
         arriving, decaying = carry
@@ -106,9 +105,8 @@ def leaving_window(jacobian: Jacobian, factors: Sequence[States],
         :math:`M = D_T \cdots D_1`.
     """
     first = jacobian[0][0] if isinstance(jacobian, Sequence) else jacobian[..., 0, 0]
-    steps = max(a.shape[0] for a in jax.tree.leaves((jacobian, factors)))
     states = range(len(jacobian) if isinstance(jacobian, Sequence) else jacobian.shape[-1])
-    zero = jnp.zeros((steps, *first.shape[1:]), first.dtype)
+    zero = jnp.zeros((steps_of((jacobian, factors)), *first.shape[1:]), first.dtype)
     one = zero.at[-1].set(1.)
     rows = [adjoint_window([one if j == i else zero for j in states], jacobian, factors, kappa)
             for i in states]

@@ -87,7 +87,7 @@ def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, 
     carry : tuple of S arrays, ``[...]``
         :math:`g_T`.
     """
-    slices, step_of = time_varying((signal, jacobian, factor, correction), correction.shape[0])
+    slices, step_of = time_varying((signal, jacobian, factor, correction))
 
     def step(g: Any, now: Any) -> Any:
         L, D, f, c = step_of(now)

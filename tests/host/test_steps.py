@@ -65,3 +65,14 @@ def test_other_steps_have_no_fused_form(forced, net, rule):
     """One state: XLA makes one pass of it already. A factorised trace: there is none of I x O."""
     hand_driven(traceops.compile, net, False, rule)
     assert not forced
+
+
+@pytest.mark.parametrize('net, rule, reason', [
+    ('alif', 'D_RTRL', 'kernels run on NVIDIA GPUs'), ('lif', 'D_RTRL', '2 to 4 states'),
+    ('alif', 'ES_D_RTRL', '2 to 4 states')])
+def test_explain_says_what_takes_a_step_by_hand(net, rule, reason):
+    training = of_case(Case('one', net, rule, 24, None, steps=5, batch=3, n_in=7))
+    learner = traceops.compile(training.model, training.algorithm, training.inputs[0],
+                               **training.options)
+    [note] = [n for n in traceops.explain(learner).notes if 'by hand' in n]
+    assert "upstream's program" in note and reason in note

@@ -261,6 +261,8 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
                      f'carry_trace={settings.carry_trace}')
     if last is not None:
         notes.append(f'last call: {last[0]} ({last[1]})')
+    if getattr(inner, '_steps', None) is not None and inner._carries_trace:
+        notes.append(f'a single step, by hand: {inner._steps.why()}')
     weights = sum(leaf.nbytes for st in inner.param_states.values()
                   for leaf in jax.tree.leaves(st.value) if hasattr(leaf, 'nbytes'))
     kept = sum(r.kept_bytes for r in rows)

@@ -14,6 +14,7 @@ from traceops.host import upstream
 from traceops.host.relations import RelationView, split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, following, whole
 from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
+from traceops.kernels.layout import steps_of
 from traceops.ops import es_trace_window
 
 __all__ = ['FactorisedRule']
@@ -66,7 +67,7 @@ class FactorisedRule(Rule):
 
     def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
-        indices = index + jnp.arange(max(a.shape[0] for a in jax.tree.leaves(record)))
+        indices = index + jnp.arange(steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
             record = whole(record)
 

@@ -12,6 +12,7 @@ from traceops.host.relations import split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, whole, with_every_step
 from traceops.host.trace_pass import TracePass
 from traceops.kernels.es_trace_window.reference import output_filter
+from traceops.kernels.layout import steps_of
 from traceops.ops import adjoint_window
 
 __all__ = ['ParamDimRule']
@@ -84,7 +85,7 @@ class ParamDimRule(Rule):
         backend, kappa = self.backend, self.kappa
         if 'arriving' not in carry:
             return adjoint_window(signal, jacobian, factors, kappa=kappa, backend=backend)
-        signal = whole(signal, max(a.shape[0] for a in jax.tree.leaves(given)))
+        signal = whole(signal, steps_of(given))
         adjoint, *low_pass = (split_states(a[g]) for a in carry['arriving'])
         if kappa is not None:               # what arrives as adjoint is filtered already
             signal = tuple(output_filter(a.at[-1].add(b), kappa)

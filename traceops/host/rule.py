@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host.relations import RelationView, relation_views
+from traceops.kernels.layout import steps_of
 
 __all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole', 'with_every_step']
 
@@ -29,13 +30,13 @@ def following(a: Any) -> Any:
 def whole(record: Any, steps: int | None = None) -> Any:
     """A record ``[T, ...]`` in which what came once (``[1, ...]``) is repeated."""
     if steps is None:
-        steps = max(a.shape[0] for a in jax.tree.leaves(record))
+        steps = steps_of(record)
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (steps, *a.shape[1:])), record)
 
 
 def with_every_step(record: Any, given: Any) -> Any:
     """Parts of a record, of which one array at least has every step."""
-    steps = max(a.shape[0] for a in jax.tree.leaves(record))
+    steps = steps_of(record)
     has = any(a.shape[0] == steps for a in jax.tree.leaves(given))
     return given if has else whole(given, steps)
 

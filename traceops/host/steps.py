@@ -21,6 +21,7 @@ from traceops.host.trace_pass import TracePass, is_dense, pair_dense
 from traceops.kernels.d_trace_window.launch import MAX_STATES
 from traceops.ops import choice
 from traceops.ops.primitive import OPERATIONS
+from traceops.ops.report import why
 from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, Step
 
 __all__ = ['Steps', 'loops_are_watched', 'unwatched']
@@ -117,6 +118,21 @@ class Steps:
             and upstream.chunk_rule(view.relation, learner.fast_solve) is not None
             and view.relation.y_var.aval.dtype == jnp.float32
             and all(2 <= g.num_state <= MAX_STATES for g in view.relation.hidden_groups))
+
+    def why(self) -> str:
+        """What takes a step by hand on the devices of this process, and why."""
+        if not self._with_kernels:
+            return ("upstream's program: the trace kernel takes dense float32 relations of "
+                    f'2 to {MAX_STATES} states under D-RTRL')
+        try:
+            found = [why('d_trace_window', *structs, gradient='none',
+                         backend=self.learner.traceops_settings.backend)
+                     for view in self._with_kernels for structs in self._structs(view)]
+        except choice.BackendError as err:      # named, and not to be had: the step will say so too
+            return str(err)
+        left = [d.reason for d in found if d.backend != 'triton']
+        return (f"upstream's program: {left[0]}" if left else
+                f'etp_d_trace_window: {found[0].reason}')
 
     def _served(self, place: choice.Place) -> bool:
         request = self.learner.traceops_settings.backend

@@ -18,17 +18,10 @@ import numpy as np
 from traceops.kernels.adjoint_window import launch
 from traceops.kernels.adjoint_window.reference import adjoint_window as _definition
 from traceops.kernels.adjoint_window.reference import leaving_window as _leaving_definition
+from traceops.kernels.layout import steps_of
+from traceops.ops import states as layout
 from traceops.ops.checks import positions, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, bind, define, fold_positions
-from traceops.ops.states import (
-    every_step,
-    flatten,
-    join,
-    join_rows,
-    joined_structs,
-    labels,
-    unflatten,
-)
 
 __all__ = ['ADJOINT_WINDOW', 'adjoint_window', 'leaving_window']
 
@@ -45,11 +38,7 @@ def _arguments(count: int, states: int, leaving: str, **_: Any) -> list[str]:
     kinds = _kinds(count, states, leaving)
     fixed = ['jacobian'] if leaving else ['signal', 'jacobian']
     factors = [f'factors[{r}]' for r in range(len(kinds) - len(fixed))]
-    return labels([*fixed, *factors], kinds, states)
-
-
-def _steps(operands: Sequence[Any]) -> int:
-    return max([n for a in operands for n in a.shape[:1]], default=0)
+    return layout.labels([*fixed, *factors], kinds, states)
 
 
 def _axes(*operands: Any, kappa: float | None, states: int, leaving: str) -> Axes:
@@ -65,9 +54,8 @@ def _axes(*operands: Any, kappa: float | None, states: int, leaving: str) -> Axe
                          'both of states, differ.')
     axes = [vector if kind == 'v' else matrix for kind in kinds
             for _ in range((states if kind == 'v' else states ** 2) or 1)]
-    if states and _steps(operands) != 1:    # what is the same at every step may come once
-        axes = [('once', *a[1:]) if o.shape[:1] == (1,) else a
-                for a, o in zip(axes, operands, strict=True)]
+    if states and all(a.shape for a in operands):
+        axes = layout.once_axes(axes, operands, steps_of(operands))
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         shape = f'[{", ".join(["T", "..."] + ["S"] * (len(expected) - 1 - len(place)))}]'
         ranked(name, argument, operand, shape, len(expected))
@@ -90,32 +78,30 @@ def _dtypes(*operands: Any, kappa: float | None, states: int, leaving: str) -> l
 
 
 def _reference(*operands: Any, kappa: float | None, states: int, leaving: str) -> Any:
-    given = unflatten(operands, _kinds(len(operands), states, leaving), states)
+    given = layout.unflatten(operands, _kinds(len(operands), states, leaving), states)
     if leaving:
         products, totals, transition = _leaving_definition(given[0], given[1:], kappa)
         return (*products, *totals, *((transition,) if leaving == 'onto' else ()))
     deltas, entering, filtered = _definition(given[0], given[1], given[2:], kappa)
-    return (*deltas, join(entering), *(() if filtered is None else (join(filtered),)))
+    return (*deltas, layout.join(entering), *(() if filtered is None else (layout.join(filtered),)))
 
 
 def _kernel(*operands: Any, capability: int, kappa: float | None, states: int,
             leaving: str) -> Any:
     kinds = _kinds(len(operands), states, leaving)
-    steps = _steps(operands)
-    full = jax.eval_shape(lambda *a: every_step(a, steps), *operands)
-    structs = joined_structs(full, kinds, states)[kinds.index('m'):]
+    steps = steps_of(operands)
+    full = jax.eval_shape(lambda *a: layout.every_step(a, steps), *operands)
+    structs = layout.joined_structs(full, kinds, states)[kinds.index('m'):]
     separate = launch.is_separate(states, len(structs) - 1)
-    once = [a.shape != b.shape for a, b in zip(operands, full, strict=True)]
-    signals = 0 if leaving else states          # the kernel loads them after the Jacobian
-    once = [*once[signals:signals + states ** 2], *once[:signals], *once[signals + states ** 2:]]
+    once = layout.once_bits(operands, steps, states, 0 if leaving else states) if states else 0
     call = launch.plan(*structs, capability=capability, kappa=kappa, leaving=leaving,
-                       separate=separate, once=sum(b << i for i, b in enumerate(once)) * separate)
+                       separate=separate, once=once * separate)
     if not states or separate or isinstance(call, str):
         return call
 
     def prepare(operands: Any) -> Any:
-        given = unflatten(every_step(operands, steps), kinds, states)
-        return [join_rows(a) if kind == 'm' else join(a)
+        given = layout.unflatten(layout.every_step(operands, steps), kinds, states)
+        return [layout.join_rows(a) if kind == 'm' else layout.join(a)
                 for a, kind in zip(given, kinds, strict=True)]
     return dataclasses.replace(call, prepare=prepare)
 
@@ -179,7 +165,7 @@ def adjoint_window(signal: Any, jacobian: Any, factors: Sequence[Any], *,
     BackendError
         ``backend`` is named and cannot run here.
     """
-    operands, states = flatten([signal, jacobian, *factors], 'vm' + 'v' * len(factors))
+    operands, states = layout.flatten([signal, jacobian, *factors], 'vm' + 'v' * len(factors))
     out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states, leaving='',
                kappa=None if kappa is None else float(kappa))
     count = len(factors)
@@ -213,7 +199,7 @@ def leaving_window(jacobian: Any, factors: Sequence[Any], *, kappa: float | None
     ValueError, TypeError, BackendError
         As :func:`adjoint_window`.
     """
-    operands, states = flatten([jacobian, *factors], 'm' + 'v' * len(factors))
+    operands, states = layout.flatten([jacobian, *factors], 'm' + 'v' * len(factors))
     out = bind(ADJOINT_WINDOW, *operands, backend=backend, states=states,
                leaving='start' if start else 'onto',
                kappa=None if kappa is None else float(kappa))

@@ -13,17 +13,9 @@ import numpy as np
 
 from traceops.kernels.es_trace_window import launch
 from traceops.kernels.es_trace_window.reference import es_trace_window as _definition
+from traceops.ops import states as layout
 from traceops.ops.checks import positions, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, at_axis, bind, define, fold_positions
-from traceops.ops.states import (
-    every_step,
-    flatten,
-    join,
-    join_rows,
-    joined_structs,
-    labels,
-    unflatten,
-)
 
 __all__ = ['ES_TRACE_WINDOW', 'es_trace_update', 'es_trace_window']
 
@@ -31,7 +23,7 @@ _KINDS = 'vmvv'          # v has S states, m S x S; the correction follows
 
 
 def _arguments(count: int, states: int, **_: Any) -> list[str]:
-    return [*labels(['signal', 'jacobian', 'factor', 'carry'], _KINDS, states), 'correction']
+    return [*layout.labels(['signal', 'jacobian', 'factor', 'carry'], _KINDS, states), 'correction']
 
 
 def _axes(*operands: Any, states: int, **decays: float) -> Axes:
@@ -43,9 +35,8 @@ def _axes(*operands: Any, states: int, **decays: float) -> Axes:
     counts = [(states if kind == 'v' else states ** 2) or 1 for kind in _KINDS]
     axes = [a for a, count in zip(by_kind, counts, strict=True) for _ in range(count)]
     axes.append(('t',))
-    if states and operands[-1].shape != (1,):       # what is the same at every step may come once
-        axes = [('once', *a[1:]) if a[:1] == ('t',) and len(a) > 1 and o.shape[:1] == (1,) else a
-                for a, o in zip(axes, operands, strict=True)]
+    if states and operands[-1].shape:
+        axes = layout.once_axes(axes, operands, operands[-1].shape[0])
     for argument, operand, expected in zip(names, operands, axes, strict=True):
         steps = ['T'] * (expected[:1] in (('t',), ('once',)))
         rest = [*(['...'] if argument != 'correction' else []),
@@ -64,20 +55,18 @@ def _dtypes(*operands: Any, states: int, **decays: float) -> list[Any]:
 
 def _reference(*operands: Any, states: int, decay_x: float, decay_f: float) -> Any:
     *given, correction = operands
-    filtered, total, carry = _definition(*unflatten(given, _KINDS, states), correction,
+    filtered, total, carry = _definition(*layout.unflatten(given, _KINDS, states), correction,
                                          decay_x, decay_f)
-    return filtered, total, join(carry)
+    return filtered, total, layout.join(carry)
 
 
 def _kernel(*operands: Any, states: int, **params: Any) -> Any:
     *given, correction = operands
     steps, window = correction.shape[0], given[:len(given) - (states or 1)]
-    full = jax.eval_shape(lambda *a: every_step(a, steps), *window) if states else window
-    once = [a.shape != b.shape for a, b in zip(window, full, strict=True)]
-    once = [*once[states:states + states ** 2], *once[:states], *once[states + states ** 2:]]
-    structs = joined_structs([*full, *given[len(window):]], _KINDS, states)
-    return launch.plan(*structs, correction, apart=states > 0,
-                       once=sum(b << i for i, b in enumerate(once)), **params)
+    full = jax.eval_shape(lambda *a: layout.every_step(a, steps), *window) if states else window
+    once = layout.once_bits(window, steps, states, states) if states else 0
+    structs = layout.joined_structs([*full, *given[len(window):]], _KINDS, states)
+    return launch.plan(*structs, correction, apart=states > 0, once=once, **params)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -152,7 +141,7 @@ def es_trace_window(signal: Any, jacobian: Any, factor: Any, carry: Any, *, deca
     BackendError
         ``backend`` is named and cannot run here.
     """
-    given, states = flatten([signal, jacobian, factor, carry], _KINDS)
+    given, states = layout.flatten([signal, jacobian, factor, carry], _KINDS)
     filtered, total, carry = bind(
         ES_TRACE_WINDOW, *given, jnp.asarray(correction, given[0].dtype), backend=backend,
         states=states, decay_x=float(decay_x), decay_f=float(decay_f))
@@ -191,9 +180,9 @@ def es_trace_update(signal: Any, jacobian: Any, factor: Any, carry: Any, *, deca
     if (inputs is None) != (input_carry is None):
         raise TypeError('es_trace_update: `inputs` and `input_carry` go together; give both, '
                         'or neither.')
-    signal = join(signal)[None]
+    signal = layout.join(signal)[None]
     _, delta, carry = es_trace_window(
-        signal, join_rows(jacobian)[None], join(factor)[None], carry, decay_x=0.,
+        signal, layout.join_rows(jacobian)[None], layout.join(factor)[None], carry, decay_x=0.,
         decay_f=decay_f, correction=jnp.asarray(correction, signal.dtype)[None],
         backend=backend)
     return (delta, carry) if inputs is None else (delta, carry, decay_x * input_carry + inputs)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from traceops.kernels.layout import split, split_rows
 
-__all__ = ['every_step', 'flatten', 'join', 'join_rows', 'joined_structs', 'labels', 'unflatten']
+__all__ = ['every_step', 'flatten', 'join', 'join_rows', 'joined_structs', 'labels', 'once_axes',
+           'once_bits', 'unflatten']
 
 
 def join(states: Any) -> Any:
@@ -34,6 +35,23 @@ def join_rows(rows: Any) -> Any:
 def every_step(operands: Sequence[Any], steps: int) -> list[Any]:
     """Operands ``[T, ...]``: one that came once is repeated."""
     return [jnp.broadcast_to(a, (steps, *a.shape[1:])) for a in operands]
+
+
+def once_axes(axes: Sequence[tuple[str, ...]], operands: Sequence[Any],
+              steps: int) -> list[tuple[str, ...]]:
+    """Names of the axes where what is the same at every step may come once, ``[1, ...]``."""
+    return [('once', *names[1:]) if names[:1] == ('t',) and a.shape[:1] == (1,) != (steps,)
+            else names for names, a in zip(axes, operands, strict=True)]
+
+
+def once_bits(operands: Sequence[Any], steps: int, states: int, signals: int) -> int:
+    """A bit for each operand that came once, in the order of a kernel: the Jacobian's first.
+
+    Here the ``signals`` arrays of a signal come before it.
+    """
+    once = [a.shape[0] != steps for a in operands]
+    end = signals + states ** 2
+    return sum(bit << i for i, bit in enumerate(once[signals:end] + once[:signals] + once[end:]))
 
 
 def flatten(arguments: Sequence[Any], kinds: str) -> tuple[list[Any], int]:
