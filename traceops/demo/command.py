@@ -136,7 +136,8 @@ def _compare(args: argparse.Namespace, ours: Run) -> tuple[dict[str, float], lis
         raise SystemExit(f'the gradients differ by {difference:.1e}: no speed is worth that')
     a, b = _steady(seconds), _steady(our_seconds)
     print(f'gradients:  largest relative difference of a leaf {difference:.1e} (first batch); '
-          f'mean loss of the epoch {np.mean(losses):.4f} and {np.mean(our_losses):.4f}')
+          f'mean loss of the epoch {np.mean(losses):.4f} and {np.mean(our_losses):.4f} '
+          '(a rounding decides a spike at the threshold, and every update after it)')
     print(f'one epoch:  upstream {a:.2f} s, traceops {b:.2f} s: {a / b:.0f} times faster '
           f'(with compiling: {sum(seconds):.1f} s and {sum(our_seconds):.1f} s)')
     return {'upstream': a, 'traceops': b}, our_losses
