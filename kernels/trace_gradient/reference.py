@@ -69,9 +69,6 @@ def _rounded(product: Any, x: Any, d: Any) -> Any:
 def _product(x: Any, d: Any, precision: Any, by_sample: bool) -> Any:
     lanes, steps, samples = tuple(range(x.ndim - 3)), x.ndim - 3, x.ndim - 2
     lanes, summed = ((*lanes, samples), (steps,)) if by_sample else (lanes, (steps, samples))
-    if x.shape[steps] == 1 and not by_sample:   # a second axis to sum over, even of size one, has
-        x, d = (a.squeeze(steps) for a in (x, d))       # XLA for CPUs transpose the inputs
-        summed = (steps,)
     wide = jnp.float32 if d.dtype == jnp.bfloat16 else d.dtype
     return lax.dot_general(x, d, ((summed, summed), (lanes, lanes)), precision=precision,
                            preferred_element_type=wide)

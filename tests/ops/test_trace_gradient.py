@@ -76,3 +76,16 @@ def test_a_wrong_shape_names_the_argument():
     x, delta, total = TraceGradientSuite().operands()
     with pytest.raises(ValueError, match=r'`delta` has shape .*b is 4 in `inputs`'):
         ops.trace_gradient(x, delta[:, :2], total)
+
+
+@pytest.mark.parametrize(('wide', 'narrow', 'shape'), [(64, 8, '8,64'), (24, 24, '24,24')])
+def test_a_cpu_transposes_no_operand(wide, narrow, shape):
+    """Rows are one axis, and the wider operand is the right factor (of equal ones, the deltas)."""
+    x, d = spikes(0, 7, 4, wide), draw(1, 7, 4, narrow)
+    compiled = jax.jit(lambda x, d: ops.trace_gradient(x, d, backend='jax')).lower(x, d).compile()
+    lines = compiled.as_text().splitlines()
+    product, = (line for line in lines if ' dot(' in line)
+    assert f'= f32[{shape}]' in product
+    assert 'lhs_contracting_dims={0}, rhs_contracting_dims={0}' in product
+    assert not any(f'= f32[{n},28]' in line for line in lines for n in (wide, narrow))
+    close(compiled(x, d), oracle.trace_gradient(x, d), 1e-6)

@@ -38,7 +38,7 @@ def phases_and_values():
 
 
 def run(phases, x, carry, constant, at_once):
-    kept = []
+    kept, first = [], carry
     sums, stacks = None, []
     for t in range(T):
         if at_once:
@@ -49,7 +49,8 @@ def run(phases, x, carry, constant, at_once):
             stacks.append(out)
             sums = more if sums is None else [a + b for a, b in zip(sums, more, strict=True)]
     if at_once:
-        return carry, *phases.replay(constant, [jnp.stack(a) for a in zip(*kept, strict=True)])
+        return carry, *phases.replay(
+            constant, [jnp.stack(a) for a in zip(*kept, strict=True)], first)
     return carry, [jnp.stack(a) for a in zip(*stacks, strict=True)], sums
 
 
@@ -65,8 +66,14 @@ def test_the_phases_make_the_step(float64, phases_and_values):
 
 
 def test_what_is_kept(phases_and_values):
-    """The product and the draw are kept, not computed twice; the draw stays in the loop."""
+    """The product and the draw are kept, not computed twice; the draw stays in the loop.
+
+    Of the state that passes on, what it is after the step; before it, it is that of one earlier.
+    """
     phases, *_ = phases_and_values
+    x, h = phases.closed.jaxpr.invars[:2]
+    assert h not in phases.kept and phases.entered[h] is phases.closed.jaxpr.outvars[0]
+    assert phases.entered[h] in phases.kept
     names = [e.primitive.name for e in phases.replayed]
     assert not any(n.startswith('random') for n in names)
     assert names.count('dot_general') == sum(
@@ -78,7 +85,7 @@ def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
     kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0], *carry])[1]]
-    closed = jax.make_jaxpr(phases.replay)(constant, kept)
+    closed = jax.make_jaxpr(phases.replay)(constant, kept, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
@@ -107,5 +114,5 @@ def test_effects_stay_in_the_loop():
     (h,), kept = phases.simulate((), [1., 2.])
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
-    assert phases.replay((), [jnp.stack([a]) for a in kept])[0][0] == 2.
+    assert phases.replay((), [jnp.stack([a]) for a in kept], [2.])[0][0] == 2.
     assert heard == [2.]

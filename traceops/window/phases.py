@@ -48,6 +48,8 @@ class Phases:
         the same at every step, and that are wanted added up over steps.
     kept : tuple of variables
         What replay reads that differs from step to step: inputs, and results of simulate.
+    entered : dict of variables
+        Carried inputs that replay reads, and the kept outputs that they are a step earlier.
     """
 
     closed: ClosedJaxpr
@@ -57,6 +59,7 @@ class Phases:
     fixed: tuple[int, ...]
     summed: tuple[int, ...]
     kept: tuple[Any, ...]
+    entered: dict[Any, Any]
     simulation: tuple[Any, ...]
     replayed: tuple[Any, ...]
 
@@ -72,6 +75,10 @@ class Phases:
 
     def _in(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.invars[i] for i in positions]
+
+    def _entering(self, first: Sequence[Any]) -> dict[Any, Any]:
+        places = self.varying[len(self.varying) - len(self.carried):]
+        return dict(zip(self._in(places), first, strict=True))
 
     def _out(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
@@ -114,23 +121,29 @@ class Phases:
         out = part(self.closed, list(env), wanted, ())(*env.values())
         return out, [env[v] for v in self.kept]
 
-    def replay(self, constant: Sequence[Any],
-               kept: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    def replay(self, constant: Sequence[Any], kept: Sequence[Any],
+               first: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """The stacked outputs of all steps and the summed ones, from ``kept``, ``[T, ...]``.
 
-        A sum over steps of a product (the gradient of a plain weight) becomes one product that
-        contracts the steps too: no array of steps x weights appears.
+        ``first``: the carried inputs of the first step. A sum over steps of a product (the
+        gradient of a plain weight) becomes one product that contracts the steps too: no array of
+        steps x weights appears.
         """
         totals = _Totals(self)
         wanted = [*self._out(self.stacked), *totals.needed]
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(self.kept))
-        run = part(self.closed, [*self._in(self.constant), *self.kept], wanted, eqns)
-        values = jax.vmap(lambda *step: run(*constant, *step))(*kept)
-        stacked, stacks = values[:len(self.stacked)], values[len(self.stacked):]
+        stacks, start = dict(zip(self.kept, kept, strict=True)), self._entering(first)
+        for v_in, v_out in self.entered.items():    # before a step as after the one before it
+            after = stacks[v_out].astype(v_in.aval.dtype)
+            stacks[v_in] = jnp.concatenate([start[v_in].astype(after.dtype)[None], after[:-1]])
+        given = list(stacks)
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(given))
+        run = part(self.closed, [*self._in(self.constant), *given], wanted, eqns)
+        values = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
+        stacked, values = values[:len(self.stacked)], values[len(self.stacked):]
         eqns, _ = backward_slice(self.closed.jaxpr, totals.fixed)
         fixed = part(self.closed, self._in(self.constant), totals.fixed, eqns)
         env = dict(zip(totals.fixed, fixed(*constant), strict=True))
-        by_var = dict(zip(totals.needed, stacks, strict=True))
+        by_var = dict(zip(totals.needed, values, strict=True))
         return stacked, [totals.of(v, by_var, env) for v in self._out(self.summed)]
 
 
@@ -145,7 +158,8 @@ class _Totals:
 
     def __init__(self, phases: Phases) -> None:
         self.producer = {v: e for e in phases.replayed for v in e.outvars}
-        self.varies = reached(phases.replayed, [*phases._in(phases.varying), *phases.kept])
+        self.varies = reached(phases.replayed, [
+            *phases._in(phases.varying), *phases.kept, *phases.entered])
         self.needed: list[Any] = []
         self.fixed: list[Any] = []
         for i in phases.summed:
@@ -222,10 +236,16 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
     dear = {v for e in simulation if e.primitive.name not in _CHEAP for v in e.outvars
             if v in varies}
-    replayed, needed = backward_slice(jaxpr, outvars, given=dear)
-    kept = (*(jaxpr.invars[i] for i in varying if jaxpr.invars[i] in needed),
-            *(v for e in simulation for v in e.outvars if v in dear and v in needed))
-    return Phases(closed, varying, tuple(carried), stacked, fixed, tuple(summed), kept,
+    passes = {jaxpr.outvars[o]: jaxpr.invars[i]
+              for o, i in zip(carried, varying[len(varying) - len(carried):], strict=True)
+              if jaxpr.outvars[o] in varies}
+    replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
+    entered = {v_in: v_out for v_out, v_in in passes.items() if v_in in needed}
+    inputs = {jaxpr.invars[i] for i in varying}
+    kept = (*(v for v in jaxpr.invars if v in inputs and v in needed and v not in entered),
+            *(v for e in simulation for v in e.outvars if v in entered.values() or (
+                v in needed and (v in dear or v in passes))))
+    return Phases(closed, varying, tuple(carried), stacked, fixed, tuple(summed), kept, entered,
                   tuple(simulation), tuple(replayed))
 
 

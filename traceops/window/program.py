@@ -88,9 +88,10 @@ class StepProgram:
             inner, out = digest(inner, self._outputs(stacked, fixed), self.by_id(states))
             return (_like(new, states), sums, inner), out
 
+        first = jax.tree.leaves(states)
         (states, sums, inner), out = jax.lax.scan(body, (states, sums, inner), xs)
         if at_once:
-            out, more = self.phases.replay(constant, out)
+            out, more = self.phases.replay(constant, out, first)
             sums = tuple(a + b for a, b in zip(sums, more, strict=True))
         if digest is None or at_once:
             steps = jax.tree.leaves(xs)[0].shape[0]
