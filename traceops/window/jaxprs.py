@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'part', 'reached',
+__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'narrowed', 'part', 'reached',
            'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
@@ -49,11 +49,94 @@ def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -
         if inner is not None:
             results = _without_calls(inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
         else:
-            read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-            alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
-            results = jax.core.eval_jaxpr(alone, (), *map(read, read_by))
+            results = _evaluated(jaxpr, eqn, read)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _evaluated(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
+    read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
+    alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
+    return jax.core.eval_jaxpr(alone, (), *map(read, read_by))
+
+
+def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The same program where a product of which a part is read is the product of that part.
+
+    The derivative of ``concatenate([input, spikes]) @ W`` is one: a learning rule cuts the way
+    back through the spikes.
+    """
+    jaxpr = closed.jaxpr
+    live, _ = backward_slice(jaxpr, jaxpr.outvars, effects=True)
+    parts = _parts_read(jaxpr, live)
+    instead = {v: (product, bounds) for product, found in parts for v, bounds in found.items()}
+    products = {product.outvars[0] for product, _ in parts}
+
+    def run(*inputs: Any) -> list[Any]:
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs), strict=True))
+
+        def read(var: Any) -> Any:
+            return var.val if isinstance(var, Literal) else env[var]
+
+        for eqn in live:
+            found = [v for v in eqn.outvars if v in instead]
+            for v in found:
+                product, bounds = instead[v]
+                env[v] = _product_of_part(product, *map(read, product.invars), bounds)
+            if not found and not products.intersection(eqn.outvars):
+                env.update(zip(eqn.outvars, _evaluated(jaxpr, eqn, read), strict=True))
+        return [read(v) for v in jaxpr.outvars]
+
+    return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
+                                 for v in jaxpr.invars))
+
+
+def _parts_read(jaxpr: Jaxpr, live: Sequence[Any]) -> list[tuple[Any, dict[Any, Any]]]:
+    """Products not read whole: each with the variables that are parts of it, and their bounds."""
+    readers: dict[Any, list[Any]] = {}
+    for eqn in live:
+        for v in eqn.invars:
+            if not isinstance(v, Literal):
+                readers.setdefault(v, []).append(eqn)
+    wanted = {*readers, *(v for v in jaxpr.outvars if not isinstance(v, Literal))}
+    out = []
+    for eqn in live:
+        if eqn.primitive.name != 'dot_general' or eqn.outvars[0] in jaxpr.outvars:
+            continue
+        product = eqn.outvars[0]
+        cuts = [_bounds(reading) for reading in readers.get(product, ())]
+        if None in cuts:
+            continue
+        found = {v: bounds for cut in cuts for v, bounds in (cut or {}).items() if v in wanted}
+        if sum(v.aval.size for v in found) < product.aval.size:
+            out.append((eqn, found))
+    return out
+
+
+def _bounds(eqn: Any) -> dict[Any, list[tuple[int, int]]] | None:
+    """Of an equation that cuts its operand: where each result lies in it."""
+    whole = [(0, n) for n in eqn.invars[0].aval.shape]
+    if eqn.primitive.name == 'slice' and eqn.params['strides'] is None:
+        return {eqn.outvars[0]: list(zip(eqn.params['start_indices'],
+                                         eqn.params['limit_indices'], strict=True))}
+    if eqn.primitive.name != 'split':
+        return None
+    axis, stops = eqn.params['axis'], np.cumsum(eqn.params['sizes']).tolist()
+    return {v: [*whole[:axis], (start, stop), *whole[axis + 1:]]
+            for v, start, stop in zip(eqn.outvars, [0, *stops], stops, strict=False)}
+
+
+def _product_of_part(eqn: Any, left: Any, right: Any, bounds: list[tuple[int, int]]) -> Any:
+    """What lies in ``bounds`` of ``dot_general(left, right)``, from slices of the operands."""
+    (contract_l, contract_r), (batch_l, batch_r) = eqn.params['dimension_numbers']
+    free_l = [d for d in range(left.ndim) if d not in (*contract_l, *batch_l)]
+    free_r = [d for d in range(right.ndim) if d not in (*contract_r, *batch_r)]
+    shared, rest = bounds[:len(batch_l)], bounds[len(batch_l):]
+    for d, (start, stop) in zip((*batch_l, *free_l), (*shared, *rest), strict=False):
+        left = jax.lax.slice_in_dim(left, start, stop, axis=d)
+    for d, (start, stop) in zip((*batch_r, *free_r), (*shared, *rest[len(free_l):]), strict=True):
+        right = jax.lax.slice_in_dim(right, start, stop, axis=d)
+    return eqn.primitive.bind(left, right, **eqn.params)
 
 
 def backward_slice(jaxpr: Jaxpr, outvars: Iterable[Any],

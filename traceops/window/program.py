@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceops.window.jaxprs import inlined, is_zero, value_if_constant
+from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
 from traceops.window.phases import Phases, split_step
 
 __all__ = ['StepProgram', 'trace_step']
@@ -176,7 +176,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     states, written = tuple(trace.states), tuple(trace.been_writen)
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, written, strict=True))
-    closed = inlined(function.get_jaxpr_by_cache(key))
+    closed = narrowed(inlined(function.get_jaxpr_by_cache(key)))
     out, _ = function.get_out_shapes_by_cache(key)
     positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
         range(len(closed.jaxpr.outvars)))
