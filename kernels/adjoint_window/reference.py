@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from traceops.kernels.layout import split, split_rows, steps_of, time_varying
 
-__all__ = ['adjoint_window', 'leaving_window', 'transposed_matvec']
+__all__ = ['adjoint_step', 'adjoint_window', 'leaving_window', 'transposed_matvec']
 
 States = Sequence[Any]          # S arrays
 Jacobian = Sequence[States]     # rows of S arrays: [i][j] = d h_i(t) / d h_j(t-1)
@@ -28,6 +28,36 @@ def transposed_matvec(jacobian: Jacobian, vector: States) -> tuple[Any, ...]:
     """``D^T v`` for one step: ``S`` arrays."""
     states = range(len(vector))
     return tuple(sum(jacobian[i][j] * vector[i] for i in states) for j in states)
+
+
+def adjoint_step(signal: States, jacobian: Jacobian, factors: Sequence[States],
+                 arriving: States, decaying: tuple[Any, ...] | None = None,
+                 kappa: float | None = None,
+                 ) -> tuple[tuple[Any, ...], tuple[Any, ...] | None, tuple[Any, ...]]:
+    r"""One step back: :math:`\lambda_t = L_t + \mathrm{arriving}`.
+
+    Parameters
+    ----------
+    signal, jacobian, factors, kappa
+        Of one step, ``[...]``, and else as in :func:`adjoint_window`, S arrays apart.
+    arriving : sequence of S arrays
+        :math:`D_{t+1}^\top \lambda_{t+1}`.
+    decaying : sequence of S arrays
+        :math:`\kappa \tilde L_{t+1}`; with ``kappa`` only.
+
+    Returns
+    -------
+    arriving, decaying : tuple of S arrays
+        Of the step before.
+    deltas : tuple of arrays
+        :math:`\lambda_t \cdot f_t`, one per relation.
+    """
+    if kappa is not None and decaying is not None:
+        signal = tuple(a + b for a, b in zip(signal, decaying, strict=True))
+        decaying = tuple(kappa * a for a in signal)
+    adjoint = tuple(a + b for a, b in zip(signal, arriving, strict=True))
+    deltas = tuple(sum(a * b for a, b in zip(adjoint, f, strict=True)) for f in factors)
+    return transposed_matvec(jacobian, adjoint), decaying, deltas
 
 
 def adjoint_window(
@@ -67,15 +97,10 @@ def adjoint_window(
     slices, step_of = time_varying((signal, jacobian, factors))
 
     def back(carry: Any, now: Any) -> Any:
-        arriving, decaying = carry
         L, D, f = step_of(now)
-        L, D, f = split(L), split_rows(D), [split(a) for a in f]
-        if kappa is not None:
-            L = tuple(a + b for a, b in zip(L, decaying, strict=True))
-            decaying = tuple(kappa * a for a in L)
-        adjoint = tuple(a + b for a, b in zip(L, arriving, strict=True))
-        deltas = tuple(sum(a * b for a, b in zip(adjoint, fr, strict=True)) for fr in f)
-        return (transposed_matvec(D, adjoint), decaying), deltas
+        arriving, decaying, deltas = adjoint_step(
+            split(L), split_rows(D), [split(a) for a in f], carry[0], carry[1], kappa)
+        return (arriving, decaying), deltas
 
     carry = (zeros, zeros if kappa is not None else None)
     (entering, filtered), deltas = jax.lax.scan(back, carry, slices, reverse=True)

@@ -49,8 +49,8 @@ def run(phases, x, carry, constant, at_once):
             stacks.append(out)
             sums = more if sums is None else [a + b for a, b in zip(sums, more, strict=True)]
     if at_once:
-        return carry, *phases.replay(
-            constant, [jnp.stack(a) for a in zip(*kept, strict=True)], first)
+        replay = phases.replay(constant, [jnp.stack(a) for a in zip(*kept, strict=True)], first)
+        return carry, replay.stacked, replay.sums
     return carry, [jnp.stack(a) for a in zip(*stacks, strict=True)], sums
 
 
@@ -81,11 +81,35 @@ def test_what_is_kept(phases_and_values):
     assert 'random_bits' in {e.primitive.name for e in phases.simulation}
 
 
+def test_what_is_had_later_is_cheap(float64):
+    """Products are made of all steps at once, what is cheap in an output a step at a time."""
+    def step(x, h, W):
+        y = jnp.cos(x) * h
+        return jnp.tanh(h + x), jnp.sin(jax.nn.relu(y) @ W) * h + y, jnp.exp(W.sum())
+
+    rng = np.random.RandomState(0)
+    x, h, W = rng.randn(T, B, N), rng.randn(B, N), rng.randn(N, N)
+    closed = inlined(jax.make_jaxpr(step)(x[0], h, W))
+    phases = split_step(closed, (0, 1), (0,), (1, 2), ())
+    kept, states, want = [], h, []
+    for one in x:
+        want.append(step(one, states, W)[1])
+        (states,), now = phases.simulate([W], [one, states])
+        kept.append(now)
+    replay = phases.replay([W], [jnp.stack(a) for a in zip(*kept, strict=True)], [h], later=(1,))
+    assert replay.stacked == [] and len(replay.slices) == 3     # x, h, the product
+    closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices])
+    assert {'sin', 'mul'} <= {e.primitive.name for e in closed.jaxpr.eqns}
+    assert 'dot_general' not in {e.primitive.name for e in closed.jaxpr.eqns}
+    got = jax.vmap(replay.later)(replay.slices)[0]
+    np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-12)
+
+
 def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
     kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0], *carry])[1]]
-    closed = jax.make_jaxpr(phases.replay)(constant, kept, carry)
+    closed = jax.make_jaxpr(lambda *args: phases.replay(*args).sums)(constant, kept, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
@@ -114,5 +138,5 @@ def test_effects_stay_in_the_loop():
     (h,), kept = phases.simulate((), [1., 2.])
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
-    assert phases.replay((), [jnp.stack([a]) for a in kept], [2.])[0][0] == 2.
+    assert phases.replay((), [jnp.stack([a]) for a in kept], [2.]).stacked[0][0] == 2.
     assert heard == [2.]

@@ -103,8 +103,8 @@ class Deferred:
     # -- step by step ----------------------------------------------------------------------------
 
     def inner(self, carry: Any) -> Any:
-        """What is folded step by step, of each product."""
-        return [self.rule.inner(carry) for _ in self.products]
+        """What is folded step by step, of each product (backward, nothing is)."""
+        return [() if self.rule.backward else self.rule.inner(carry) for _ in self.products]
 
     def digest(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
         """The record of one step."""
@@ -114,7 +114,8 @@ class Deferred:
             parts = product.node.params['step'].split(product.node.inputs)
             index = read(env, parts['index'][0])
             record = {**factors, **self._signals(product, parts, env)}
-            folded, record = self.rule.digest(folded, record, index)
+            if not self.rule.backward:
+                folded, record = self.rule.digest(folded, record, index)
             new.append(folded)
             records.append((record, index))
         return new, records
@@ -174,6 +175,9 @@ class Deferred:
             self.learner.enter(carry)
         solved, leaving = {}, None
         for product, folded, (record, index) in zip(self.products, inner, records, strict=True):
+            if self.rule.backward:
+                folded, digested = self.rule.digest_window(carry, record, index[0])
+                record = {**record, **digested}
             grads, after = self.rule.close(carry, folded, record, weights, index[0])
             if leaving is None or product.node.primitive is GRADIENT:
                 leaving = after

@@ -20,7 +20,7 @@ from traceops.host.plan import why_in_cache
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
-from traceops.window.program import StepProgram, trace_step
+from traceops.window.program import Fold, StepProgram, trace_step
 from traceops.window.schedule import choose_window, run_windows, run_windows_back
 
 __all__ = ['evolve', 'gradient']
@@ -114,20 +114,23 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
     names = _names_of(learner, weights, rule.paths)
 
     def record_of(out: Any) -> Any:
-        return {**learner._recorder.read(out.pop('tape')), **out['record']}
+        return {**learner._recorder.read(out['tape']), **out['record']}
 
-    def digest(inner: Any, out: Any, before: dict[int, Any]) -> Any:
-        record = record_of(out)
-        inner, out['record'] = rule.digest(inner, record, before[id(learner.running_index)])
-        return inner, out
-
-    def after_window(carry: Any, inner: Any, out: Any, before: dict[int, Any]) -> Any:
-        rule_carry, total = carry
-        index, record = before[id(learner.running_index)], out['record']
+    def fold_of(carry: Any, before: dict[int, Any]) -> Fold | None:
         if not rule.folds:
-            record = with_every_step(out['loss'], record_of(out))
-            inner, record = rule.digest_window(inner, record, index)
-        grads, rule_carry = rule.close(rule_carry, inner, record, weight_vals, index)
+            return None
+        index = before[id(learner.running_index)]
+        return Fold(rule.inner(carry[0]), lambda inner, out, t: rule.digest(
+            inner, record_of(out), index + t), rule.backward)
+
+    def after_window(carry: Any, out: Any, inner: Any, folded: Any,
+                     before: dict[int, Any]) -> Any:
+        rule_carry, total = carry
+        index, record = before[id(learner.running_index)], record_of(out)
+        if folded is None:
+            inner, folded = rule.digest_window(
+                rule_carry, with_every_step(out['loss'], record), index)
+        grads, rule_carry = rule.close(rule_carry, inner, {**record, **folded}, weight_vals, index)
         total = {name: jax.tree.map(jnp.add, total[name], grads[path])
                  for name, path in names.items()}
         return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
@@ -136,12 +139,9 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
              for name, path in names.items()}
     carry = rule.initial(), zeros
     if learner._carries_trace or K == xs[1].shape[0]:
-        carry, sums, stacked = run_windows(
-            program, xs, K, carry, after_window, lambda carry: rule.inner(carry[0]),
-            digest if rule.folds else None, rule.at_once)
+        carry, sums, stacked = run_windows(program, xs, K, carry, after_window, fold_of)
     else:
-        carry, sums, stacked = run_windows_back(
-            program, xs, K, after_window, carry, digest if rule.folds else None, rule.at_once)
+        carry, sums, stacked = run_windows_back(program, xs, K, after_window, carry, fold_of)
     rule_carry, traced = carry
     rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
@@ -195,7 +195,7 @@ def evolve(
     K = _window_length(learner, program, length)
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
-    def after_window(carry: Any, inner: Any, out: Any, before: Any) -> Any:
+    def after_window(carry: Any, out: Any, *_: Any) -> Any:
         record = learner._recorder.read(out['tape'])
         return rule.leave(carry, record, weight_vals), out['out']
 

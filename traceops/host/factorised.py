@@ -65,9 +65,9 @@ class FactorisedRule(Rule):
                               for k, v in new.items()}
         return {'f': new, 'x': low_pass}, kept
 
-    def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+    def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
-        indices = index + jnp.arange(steps_of(record))
+        inner, indices = self.inner(carry), index + jnp.arange(steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
             record = whole(record)
 

@@ -41,24 +41,23 @@ def with_every_step(record: Any, given: Any) -> Any:
     return given if has else whole(given, steps)
 
 
-def _with_bypass(signal: Any, bypass: Any) -> tuple[Any, Any]:
-    """A signal on the previous hidden value is a signal on the previous step (``e_{t-1}``)."""
-    return (tuple(a + following(b) for a, b in zip(signal, bypass, strict=True)),
-            tuple(b[0] for b in bypass))
-
-
 class Rule:
     """Of a learner, with or without lanes; ``at_once``: steps are digested together."""
 
     factorised = False
+    #: Whether steps are digested from the last to the first.
+    backward = False
 
     def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
         self.learner, self.lanes, self.at_once = learner, lanes, at_once
-        #: whether ``digest`` sees every step before it is stacked
-        self.folds = self.factorised and not at_once
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
         self.backend = learner.traceops_settings.backend
+
+    @property
+    def folds(self) -> bool:
+        """Whether the record of a step is digested before it is stored."""
+        return not self.at_once
 
     @property
     def paths(self) -> tuple[Any, ...]:
@@ -68,24 +67,22 @@ class Rule:
     def _feeding(self, group: int) -> list[RelationView]:
         return [v for v in self.views if group in v.groups]
 
-    def _signals(self, record: Any) -> dict[int, tuple[Any, Any]]:
-        if 'bypass' not in record:
-            return {i: (s, None) for i, s in enumerate(record['signal'])}
-        record = whole(record)
-        return {i: _with_bypass(s, b)
-                for i, (s, b) in enumerate(zip(record['signal'], record['bypass'], strict=True))}
-
     def inner(self, carry: Carry) -> Any:
-        """What the rule folds step by step while the window is simulated."""
-        return ()
+        """What :meth:`digest` starts with, of what enters the window."""
+        raise NotImplementedError
 
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
-        """One step's record: fold some of it into ``inner``, keep the rest."""
-        return inner, record
+        """One step's record: fold it into ``inner``, keep what :meth:`close` needs."""
+        raise NotImplementedError
 
-    def digest_window(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+    def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for the record of a window, ``[T, ...]``; ``index`` is that of its start."""
-        return inner, record
+        raise NotImplementedError
+
+    def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
+              index: Any) -> tuple[Grads, Carry]:
+        """Weight gradients of the window, of what was digested, and what leaves it."""
+        raise NotImplementedError
 
     def _gradient(self, view: RelationView, weight_vals: Any, x: Any,
                   cotangent: Any) -> dict[str, Any]:

@@ -38,8 +38,23 @@ class TracePass:
         self.learner, self.views, self.lanes = learner, views, lanes
         self.decay = {'trace': None, **({'filter': kappa} if kappa is not None else {})}
         self.backend = learner.traceops_settings.backend
+        #: Relations whose op has no closed form upstream.
+        self.stepped = [v for v in views
+                        if upstream.chunk_rule(v.relation, learner.fast_solve) is None]
+        self.closed = [v for v in views if v not in self.stepped]
 
-    def __call__(self, carry: Carry, signals: Any, record: Any,
+    def leaving(self, carry: Carry, record: Any) -> dict[str, Any]:
+        """What each trace is made of when it leaves, by group (see :func:`leaving_window`)."""
+        found: dict[str, Any] = {name: {} for name in self.decay}
+        for name, kappa in self.decay.items():
+            for g in dict.fromkeys(g for v in self.closed for g in v.groups):
+                factors = [record['f'][v.factor_key(g)] for v in self.closed if g in v.groups]
+                found[name][g] = leaving_window(
+                    *with_every_step(record, (record['D'][g], factors)), kappa=kappa,
+                    start=not carry, backend=self.backend)
+        return found
+
+    def __call__(self, carry: Carry, signals: Any, record: Any, leaving: dict[str, Any],
                  weight_vals: Any) -> tuple[Grads, Carry]:
         """Gradients and the traces that leave.
 
@@ -50,23 +65,18 @@ class TracePass:
         signals : list of lists of arrays ``[..., S]``, or None
             What pairs with each trace that enters, a signal for each group; ``None``: nothing.
         record : dict
-            ``x``, ``f`` and ``D`` of the window, ``[T, ...]``.
+            ``x`` of the window, ``[T, ...]``; for what is stepped, ``f`` and ``D`` too.
+        leaving : dict
+            As :meth:`leaving` gives it.
         weight_vals : dict
             Values of the parameters.
         """
         grads: Grads = {}
         new: Carry = {name: {} for name in self.decay}
-        stepped = [v for v in self.views
-                   if upstream.chunk_rule(v.relation, self.learner.fast_solve) is None]
-        closed = [v for v in self.views if v not in stepped]
         paired = dict(zip(self.decay, signals, strict=True)) if carry and signals else {}
         for name, kappa in self.decay.items():
-            for g in dict.fromkeys(g for v in closed for g in v.groups):
-                feeding = [v for v in closed if g in v.groups]
-                factors, totals, transition = leaving_window(
-                    *with_every_step(record, (
-                        record['D'][g], [record['f'][v.factor_key(g)] for v in feeding])),
-                    kappa=kappa, start=not carry, backend=self.backend)
+            for g, (factors, totals, transition) in leaving[name].items():
+                feeding = [v for v in self.closed if g in v.groups]
                 for view, p, total in zip(feeding, factors, totals, strict=True):
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
@@ -80,10 +90,11 @@ class TracePass:
                     new[name][key] = {k: e[k].astype(a.dtype) for k, a in like.items()}
                     if named is not None:
                         view.add_to(grads, weight_vals, named)
-        if stepped:
-            self._step(stepped, carry, record, weight_vals, new)
+        if self.stepped:
+            self._step(self.stepped, carry, record, weight_vals, new)
         for name in paired:
-            rest = [v for v in self.views if v in stepped or name != 'trace' or not is_dense(v)]
+            rest = [v for v in self.views
+                    if v in self.stepped or name != 'trace' or not is_dense(v)]
             self._pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 

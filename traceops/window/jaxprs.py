@@ -82,7 +82,7 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
             found = [v for v in eqn.outvars if v in instead]
             for v in found:
                 product, bounds = instead[v]
-                env[v] = _product_of_part(product, *map(read, product.invars), bounds)
+                env[v] = _product_of_part(product, bounds, *map(read, product.invars))
             if not found and not products.intersection(eqn.outvars):
                 env.update(zip(eqn.outvars, _evaluated(jaxpr, eqn, read), strict=True))
         return [read(v) for v in jaxpr.outvars]
@@ -126,7 +126,7 @@ def _bounds(eqn: Any) -> dict[Any, list[tuple[int, int]]] | None:
             for v, start, stop in zip(eqn.outvars, [0, *stops], stops, strict=False)}
 
 
-def _product_of_part(eqn: Any, left: Any, right: Any, bounds: list[tuple[int, int]]) -> Any:
+def _product_of_part(eqn: Any, bounds: list[tuple[int, int]], left: Any, right: Any) -> Any:
     """What lies in ``bounds`` of ``dot_general(left, right)``, from slices of the operands."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params['dimension_numbers']
     free_l = [d for d in range(left.ndim) if d not in (*contract_l, *batch_l)]

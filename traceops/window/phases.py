@@ -11,7 +11,7 @@ step, so all steps are replayed at once, after the loop over time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,9 +26,13 @@ __all__ = ['Phases', 'split_step']
 _CHEAP = frozenset('''
     abs add add_any and broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p
     cos div eq erf exp exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log log1p
-    logistic lt max min mul ne neg nextafter not or pow real_p rem reshape round rsqrt select_n
-    sign sin slice split sqrt square squeeze stop_gradient sub tan tanh transpose xor
+    logistic lt max min mul ne neg nextafter not or pad pow real_p rem reshape round rsqrt
+    select_n sign sin slice split sqrt square squeeze stack stop_gradient sub tan tanh transpose
+    xor
 '''.split())
+
+#: Cheap as well where they reduce nothing: over axes of size one.
+_REDUCTIONS = frozenset('reduce_max reduce_min reduce_prod reduce_sum'.split())
 
 #: Linear in their only operand, axis 0 of which may be summed before or after.
 _LINEAR = frozenset(
@@ -121,30 +125,78 @@ class Phases:
         out = part(self.closed, list(env), wanted, ())(*env.values())
         return out, [env[v] for v in self.kept]
 
-    def replay(self, constant: Sequence[Any], kept: Sequence[Any],
-               first: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The stacked outputs of all steps and the summed ones, from ``kept``, ``[T, ...]``.
+    def replay(self, constant: Sequence[Any], kept: Sequence[Any], first: Sequence[Any],
+               later: Sequence[int] = ()) -> Replay:
+        """Everything else, from ``kept``, ``[T, ...]``, of all steps at once.
 
-        ``first``: the carried inputs of the first step. A sum over steps of a product (the
-        gradient of a plain weight) becomes one product that contracts the steps too: no array of
-        steps x weights appears.
+        ``first``: the carried inputs of the first step. ``later``: stacked outputs that are had a
+        step at a time, from what is dear in them; the rest of them is cheap. A sum over steps of
+        a product (the gradient of a plain weight) becomes one product that contracts the steps
+        too: no array of steps x weights appears.
         """
-        totals = _Totals(self)
-        wanted = [*self._out(self.stacked), *totals.needed]
+        jaxpr, totals = self.closed.jaxpr, _Totals(self)
         stacks, start = dict(zip(self.kept, kept, strict=True)), self._entering(first)
         for v_in, v_out in self.entered.items():    # before a step as after the one before it
             after = stacks[v_out].astype(v_in.aval.dtype)
             stacks[v_in] = jnp.concatenate([start[v_in].astype(after.dtype)[None], after[:-1]])
-        given = list(stacks)
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(given))
-        run = part(self.closed, [*self._in(self.constant), *given], wanted, eqns)
-        values = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
-        stacked, values = values[:len(self.stacked)], values[len(self.stacked):]
-        eqns, _ = backward_slice(self.closed.jaxpr, totals.fixed)
-        fixed = part(self.closed, self._in(self.constant), totals.fixed, eqns)
-        env = dict(zip(totals.fixed, fixed(*constant), strict=True))
-        by_var = dict(zip(totals.needed, values, strict=True))
-        return stacked, [totals.of(v, by_var, env) for v in self._out(self.summed)]
+        between, afterwards, needed = self._between(self._out(later), stacks)
+
+        now = self._out(i for i in self.stacked if i not in later)
+        wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
+        same = [v for v in wanted if not (isinstance(v, Literal) or v in totals.varies)]
+        fixed = list(dict.fromkeys([*totals.fixed, *same]))
+        eqns, _ = backward_slice(jaxpr, fixed)
+        env = dict(zip(fixed, part(self.closed, self._in(self.constant), fixed, eqns)(*constant),
+                       strict=True))
+        wanted = [v for v in wanted if v not in env]
+        eqns, _ = backward_slice(jaxpr, wanted, given=set(stacks))
+        run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
+        made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
+        stacks.update(zip(wanted, made, strict=True))
+
+        given = [v for v in stacks if v in needed]
+        run = part(self.closed, [*self._in(self.constant), *(v for v in env if v in needed),
+                                 *given], self._out(later), afterwards)
+        known = [*constant, *(a for v, a in env.items() if v in needed)]
+        return Replay([stacks[v] for v in now],
+                      [totals.of(v, stacks, env) for v in self._out(self.summed)],
+                      [stacks[v] for v in given], lambda slices: run(*known, *slices))
+
+
+    def _between(self, later: Sequence[Any],
+                 given: Iterable[Any]) -> tuple[list[Any], list[Any], set[Any]]:
+        """What is computed of all steps at once for outputs had later, and what remains then.
+
+        That is what is dear in them, and what that is made of: an operand of a product is an
+        array anyway.
+        """
+        dear = {v for e in self.replayed if _is_dear(e) for v in e.outvars}
+        stop = dear | set(given)
+        made, _ = backward_slice(self.closed.jaxpr, later, given=set(given))
+        stop |= {v for e in made if _is_dear(e) for v in e.invars if not isinstance(v, Literal)}
+        eqns, needed = backward_slice(self.closed.jaxpr, later, given=stop)
+        produced = (v for e in self.replayed for v in e.outvars)
+        return [v for v in produced if v in stop and v in needed and v not in given], eqns, needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What :meth:`Phases.replay` gives.
+
+    Attributes
+    ----------
+    stacked, sums : list of arrays
+        Those of the stacked outputs that are not had later, ``[T, ...]``, and the summed ones.
+    slices : list of arrays, ``[T, ...]``
+        What ``later`` is called with a step of.
+    later : callable
+        ``slices of one step -> the outputs had later``.
+    """
+
+    stacked: list[Any]
+    sums: list[Any]
+    slices: list[Any]
+    later: Callable[[Sequence[Any]], list[Any]]
 
 
 class _Totals:
@@ -234,8 +286,7 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         jaxpr, [*(jaxpr.outvars[i] for i in carried), *(v for e in in_order for v in e.outvars)],
         effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
-    dear = {v for e in simulation if e.primitive.name not in _CHEAP for v in e.outvars
-            if v in varies}
+    dear = {v for e in simulation if _is_dear(e) for v in e.outvars if v in varies}
     passes = {jaxpr.outvars[o]: jaxpr.invars[i]
               for o, i in zip(carried, varying[len(varying) - len(carried):], strict=True)
               if jaxpr.outvars[o] in varies}
@@ -247,6 +298,13 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
                 v in needed and (v in dear or v in passes))))
     return Phases(closed, varying, tuple(carried), stacked, fixed, tuple(summed), kept, entered,
                   tuple(simulation), tuple(replayed))
+
+
+def _is_dear(eqn: Any) -> bool:
+    """Whether it is rather kept than computed twice."""
+    name, reads, makes = eqn.primitive.name, eqn.invars, eqn.outvars
+    return name not in _CHEAP and not (
+        name in _REDUCTIONS and reads[0].aval.size == makes[0].aval.size)
 
 
 def _is_random(eqn: Any) -> bool:

@@ -16,7 +16,27 @@ import numpy as np
 from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
 from traceops.window.phases import Phases, split_step
 
-__all__ = ['StepProgram', 'trace_step']
+__all__ = ['Fold', 'StepProgram', 'trace_step']
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """What digests the record of a window a step at a time.
+
+    Attributes
+    ----------
+    carry : pytree
+        What it starts with.
+    digest : callable
+        ``(carry, outputs of one step, number of the step in the window) -> (carry, results)``.
+    backward : bool
+        From the last step to the first: only what is in :attr:`StepProgram.once`. Else all that
+        is recorded.
+    """
+
+    carry: Any
+    digest: Callable[..., Any]
+    backward: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +61,7 @@ class StepProgram:
     carried: tuple[int, ...]
     summed: tuple[int, ...]
     places: tuple[int, ...]
+    recorded: frozenset[int]
     once: frozenset[int]
     sum_avals: tuple[Any, ...]
     out_tree: Any
@@ -62,47 +83,70 @@ class StepProgram:
         for i, value in zip(self.carried, states, strict=True):
             self.states[i].value = value
 
-    def scan(self, states: Any, sums: Any, xs: Any, inner: Any = (),
-             digest: Callable[..., Any] | None = None,
-             at_once: bool = False) -> tuple[Any, Any, Any, Any]:
-        """Run the step over ``xs``: new states, new sums, what ``digest`` carried, outputs.
+    def scan(self, states: Any, sums: Any, xs: Any,
+             fold: Fold | None = None) -> tuple[Any, Any, Any, Any, Any]:
+        """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
-        ``digest(inner, outputs, states before the step) -> (inner, outputs)`` sees each step's
-        outputs before they are stacked: what it folds away is never stored. With ``at_once``
-        the loop only simulates, all steps are replayed together after it, and nothing is folded.
-        Without ``digest``, what is recorded and the same at every step comes as ``[1, ...]``.
+        What a ``fold`` digests comes a step at a time, is stored only as far as it says, and is
+        ``None`` among the outputs. One that goes forward digests each step as it is simulated.
+        Else the loop over time only simulates, and all else is replayed from what it kept, of all
+        steps at once (what is folded backward: as far as it is dear). Without a fold, what is
+        recorded and the same at every step comes as ``[1, ...]``.
         """
+        if fold is not None and not fold.backward:
+            return self._in_one_loop(states, sums, xs, fold)
+        constant, first = self._constant(), jax.tree.leaves(states)
+
+        def simulate(states: Any, x: Any) -> Any:
+            new, kept = self.phases.simulate(
+                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
+            return _like(new, states), kept
+
+        states, kept = jax.lax.scan(simulate, states, xs)
+        later = () if fold is None else tuple(i for i in self.phases.stacked if i in self.once)
+        replay = self.phases.replay(constant, kept, first, later)
+        sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
+        known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
+                         strict=True))
+        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
+                      for i, a in same.items()})
+        if fold is None:
+            return states, sums, self._outputs(known), (), None
+
+        def digest(carry: Any, given: Any) -> Any:
+            slices, t = given
+            step = dict(zip(later, replay.later(slices), strict=True))
+            return fold.digest(carry, self._outputs({**same, **step}), t)
+
+        carry, folded = jax.lax.scan(digest, fold.carry, (replay.slices, jnp.arange(steps)),
+                                     reverse=True)
+        return states, sums, self._outputs(known), carry, folded
+
+    def _in_one_loop(self, states: Any, sums: Any, xs: Any, fold: Fold) -> Any:
         constant = self._constant()
-        fixed = self.phases.once(constant)
+        same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
+        rest = [i for i in self.phases.stacked if i not in self.recorded]
 
-        def body(carry: Any, x: Any) -> Any:
-            states, sums, inner = carry
-            varying = [*jax.tree.leaves(x), *jax.tree.leaves(states)]
-            if at_once:
-                new, kept = self.phases.simulate(constant, varying)
-                return (_like(new, states), sums, inner), kept
-            new, stacked, more = self.phases.step(constant, varying)
+        def step(full: Any, given: Any) -> Any:
+            (states, sums, carry), (x, t) = full, given
+            new, stacked, more = self.phases.step(
+                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
+            known = dict(zip(self.phases.stacked, stacked, strict=True))
+            carry, folded = fold.digest(carry, self._outputs({**same, **known}), t)
             sums = tuple(a + b for a, b in zip(sums, more, strict=True))
-            if digest is None:
-                return (_like(new, states), sums, inner), stacked
-            inner, out = digest(inner, self._outputs(stacked, fixed), self.by_id(states))
-            return (_like(new, states), sums, inner), out
+            return (_like(new, states), sums, carry), ([known[i] for i in rest], folded)
 
-        first = jax.tree.leaves(states)
-        (states, sums, inner), out = jax.lax.scan(body, (states, sums, inner), xs)
-        if at_once:
-            out, more = self.phases.replay(constant, out, first)
-            sums = tuple(a + b for a, b in zip(sums, more, strict=True))
-        if digest is None or at_once:
-            steps = jax.tree.leaves(xs)[0].shape[0]
-            repeated = [a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
-                        for i, a in zip(self.phases.fixed, fixed, strict=True)]
-            out = self._outputs(out, repeated)
-        return states, sums, inner, out
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        (states, sums, carry), (stacked, folded) = jax.lax.scan(
+            step, (states, sums, fold.carry), (xs, jnp.arange(steps)))
+        known = {i: jnp.broadcast_to(a, (steps, *a.shape)) for i, a in same.items()}
+        known.update(zip(rest, stacked, strict=True))
+        return states, sums, self._outputs(known), carry, folded
 
-    def _outputs(self, stacked: Sequence[Any], fixed: Sequence[Any]) -> Any:
-        both = [*stacked, *fixed]
-        return self.out_tree.unflatten([both[i] for i in self.places])
+    def _outputs(self, known: dict[int, Any]) -> Any:
+        return self.out_tree.unflatten([known.get(i) for i in self.places])
 
     def advance(self, states: Any, xs: Any) -> Any:
         """The states after ``xs``; nothing is recorded."""
@@ -195,11 +239,10 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     phases = split_step(
         closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
         stacked=stacked, summed=[sums[i] for i in summed])
-    order = (*phases.stacked, *phases.fixed)
     counter_at = _position(counter, states)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
-        places=tuple(order.index(i) for i in stacked),
+        places=tuple(stacked), recorded=frozenset(recorded),
         once=frozenset(signals) | {p for t in once for p in jax.tree.leaves(
             new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.window.program import StepProgram
+from traceops.window.program import Fold, StepProgram
 
 __all__ = ['choose_window', 'run_windows', 'run_windows_back']
 
@@ -31,10 +31,9 @@ def choose_window(length: int, step_bytes: int, window: int | None, budget: int)
 
 
 def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
-                after_window: Callable[[Any, Any, Any, dict[int, Any]], Any],
-                inner_of: Callable[[Any], Any] = lambda carry: (),
-                digest: Callable[..., Any] | None = None,
-                at_once: bool = False) -> tuple[Any, Any, Any]:
+                after_window: Callable[..., Any],
+                fold_of: Callable[..., Fold | None] = lambda carry, before: None,
+                ) -> tuple[Any, Any, Any]:
     """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
 
     Parameters
@@ -48,10 +47,10 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     carry : pytree
         What passes from window to window beside the states.
     after_window : callable
-        ``(carry, inner, stacked outputs of the window, states before it) -> (carry, kept
-        outputs)``.
-    inner_of, digest, at_once : optional
-        What is folded step by step inside the window, or not (see :meth:`StepProgram.scan`).
+        ``(carry, outputs of the window, carry and results of its fold, states before it) ->
+        (carry, kept outputs)``.
+    fold_of : callable, optional
+        ``(carry, states before the window) -> its fold`` (see :meth:`StepProgram.scan`).
 
     Returns
     -------
@@ -64,9 +63,8 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     def window(full: Any, xs_w: Any) -> Any:
         states, sums, carry = full
         before = program.by_id(states)
-        states, sums, inner, out = program.scan(
-            states, sums, xs_w, inner_of(carry), digest, at_once)
-        carry, kept = after_window(carry, inner, out, before)
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry, before))
+        carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 
     full, outputs = (states, sums, carry), []
@@ -88,9 +86,9 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
 
 
 def run_windows_back(program: StepProgram, xs: Any, K: int,
-                     after_window: Callable[[Any, Any, Any, dict[int, Any]], Any], carry: Any,
-                     digest: Callable[..., Any] | None = None,
-                     at_once: bool = False) -> tuple[Any, Any, Any]:
+                     after_window: Callable[..., Any], carry: Any,
+                     fold_of: Callable[..., Fold | None] = lambda carry, before: None,
+                     ) -> tuple[Any, Any, Any]:
     """The same with the windows taken from the last to the first.
 
     The states at the start of each window are kept from a first run that only simulates; each
@@ -108,9 +106,8 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
     def window(full: Any, given: Any) -> Any:
         (_, sums, carry), (states, xs_w) = full, given
         before = program.by_id(states)
-        states, sums, _, out = program.scan(
-            states, sums, xs_w, (), None if at_once else digest, at_once)
-        carry, kept = after_window(carry, (), out, before)
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry, before))
+        carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 
     full, outputs = (states, sums, carry), []
