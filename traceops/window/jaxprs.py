@@ -219,8 +219,7 @@ def value_if_constant(closed: ClosedJaxpr, output: int, known: dict[int, Any]) -
     if any(isinstance(c, jax.core.Tracer) and v in needed
            for v, c in zip(jaxpr.constvars, closed.consts, strict=True)):
         return None
-    sub = _rebuilt(jaxpr, jaxpr.invars, [out], eqns)
-    args = [known.get(i, np.zeros(v.aval.shape, v.aval.dtype)) if v in needed else 0
-            for i, v in enumerate(jaxpr.invars)]
+    read = [i for i, v in enumerate(jaxpr.invars) if v in needed]
+    run = part(closed, [jaxpr.invars[i] for i in read], [out], eqns)
     with jax.ensure_compile_time_eval():
-        return jax.core.eval_jaxpr(sub, closed.consts, *args)[0]
+        return jax.jit(run)(*(known[i] for i in read))[0]       # one program, not one an equation
