@@ -169,7 +169,7 @@ def main(argv=None):
     report(theirs, ours, times, 1, 'batch')
     for delay in (args.delay, args.delay + 3 * steps):          # one sequence, and four times that
         program = train_step.compile(*sequences(rng, args, delay)).memory_analysis()
-        print(f'memory:     {program.temp_size_in_bytes / 2 ** 20:.1f} MiB beside weights and '
+        print(f'memory:     {program.temp_size_in_bytes / 2 ** 20:.3g} MiB beside weights and '
               f'inputs for a delay of {delay} steps')
 
     history = {'loss': [], 'accuracy': []}

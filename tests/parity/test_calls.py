@@ -22,6 +22,7 @@ from tests.parity.harness import (
     start,
 )
 from tests.parity.nets import NETS
+from traceops import ops
 from traceops.errors import TraceNotCarriedError
 from traceops.host import plan
 
@@ -196,6 +197,17 @@ def test_bad_input_leaves_every_state(float64, name):
     before = jax.tree.map(np.asarray, ours.states())
     with pytest.raises(error, match=text):
         call(ours)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, ours.states()))
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+def test_a_backend_that_is_named_does_not_fall_back(rule):
+    """Not even for a convolution, whose weight gradient is no product of ours."""
+    with traceops.configured(backend='triton'):
+        ours = start(traceops.compile, NETS['conv'], rule, 5)
+    before = jax.tree.map(np.asarray, ours.states())
+    with pytest.raises(ops.BackendError, match='triton'):
+        ours.eager_grad()
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, ours.states()))
 
 

@@ -56,3 +56,17 @@ def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence():
         return program.memory_analysis().temp_size_in_bytes
     step = 4 * harness.BATCH * nets.N_IN
     assert temporary(10_000) - temporary(100) <= 2 * step * 9_900 + 2 ** 16
+
+
+def test_a_record_that_is_folded_is_not_stored():
+    """Two states: a window at once stores their Jacobian (4 arrays) and signal (2) of each step.
+
+    Some take the place of what is done with; three arrays remain.
+    """
+    temporary = {}
+    for at_once in (False, True):
+        with traceops.configured(carry_trace=False, two_phase=at_once):
+            run = start(traceops.compile, NETS['alif'], 'd_rtrl', 200, False)
+        temporary[at_once] = compiled(run.grad).memory_analysis().temp_size_in_bytes
+    array = 4 * 200 * harness.BATCH * nets.N
+    assert temporary[True] - temporary[False] >= 2 * array

@@ -244,9 +244,10 @@ def _check_states(learner: Any, driver: Any) -> None:
 
 
 def _rule(learner: Any, driver: Any) -> Any:
-    two_phase = learner.traceops_settings.two_phase
-    if two_phase is None:           # where launches are what costs
-        two_phase = jax.default_backend() != 'cpu'
+    settings = learner.traceops_settings
+    two_phase = settings.two_phase
+    if two_phase is None:           # where launches are what costs, and where a kernel is asked for
+        two_phase = jax.default_backend() != 'cpu' or settings.backend == 'triton'
     return make_rule(learner, driver is not learner, two_phase)
 
 

@@ -49,7 +49,8 @@ def why_in_cache(learner: Any, lanes: bool) -> str | None:
     """
     settings = learner.traceops_settings
     if (lanes or not isinstance(learner, upstream.IODimVjpAlgorithm) or settings.window is not None
-            or settings.two_phase or jax.default_backend() != 'cpu'
+            or settings.two_phase or settings.backend == 'triton'
+            or jax.default_backend() != 'cpu'
             or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
         return None
     paths = {path for relation in learner.graph.hidden_param_op_relations

@@ -80,10 +80,6 @@ class Phases:
     def _in(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.invars[i] for i in positions]
 
-    def _entering(self, first: Sequence[Any]) -> dict[Any, Any]:
-        places = self.varying[len(self.varying) - len(self.carried):]
-        return dict(zip(self._in(places), first, strict=True))
-
     def _out(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
 
@@ -134,34 +130,41 @@ class Phases:
         a product (the gradient of a plain weight) becomes one product that contracts the steps
         too: no array of steps x weights appears.
         """
-        jaxpr, totals = self.closed.jaxpr, _Totals(self)
-        stacks, start = dict(zip(self.kept, kept, strict=True)), self._entering(first)
-        for v_in, v_out in self.entered.items():    # before a step as after the one before it
-            after = stacks[v_out].astype(v_in.aval.dtype)
-            stacks[v_in] = jnp.concatenate([start[v_in].astype(after.dtype)[None], after[:-1]])
+        totals, stacks = _Totals(self), self._stacks(kept, first)
         between, afterwards, needed = self._between(self._out(later), stacks)
-
         now = self._out(i for i in self.stacked if i not in later)
         wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
-        same = [v for v in wanted if not (isinstance(v, Literal) or v in totals.varies)]
-        fixed = list(dict.fromkeys([*totals.fixed, *same]))
-        eqns, _ = backward_slice(jaxpr, fixed)
-        env = dict(zip(fixed, part(self.closed, self._in(self.constant), fixed, eqns)(*constant),
-                       strict=True))
-        wanted = [v for v in wanted if v not in env]
-        eqns, _ = backward_slice(jaxpr, wanted, given=set(stacks))
+        same = self._same(constant, [*totals.fixed, *(v for v in wanted if not totals.vary(v))])
+        wanted = [v for v in wanted if v not in same]
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(stacks))
         run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
         made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
         stacks.update(zip(wanted, made, strict=True))
 
         given = [v for v in stacks if v in needed]
-        run = part(self.closed, [*self._in(self.constant), *(v for v in env if v in needed),
-                                 *given], self._out(later), afterwards)
-        known = [*constant, *(a for v, a in env.items() if v in needed)]
+        run_later = part(self.closed, [*self._in(self.constant), *same, *given],
+                         self._out(later), afterwards)
         return Replay([stacks[v] for v in now],
-                      [totals.of(v, stacks, env) for v in self._out(self.summed)],
-                      [stacks[v] for v in given], lambda slices: run(*known, *slices))
+                      [totals.of(v, stacks, same) for v in self._out(self.summed)],
+                      [stacks[v] for v in given],
+                      lambda slices: run_later(*constant, *same.values(), *slices))
 
+    def _stacks(self, kept: Sequence[Any], first: Sequence[Any]) -> dict[Any, Any]:
+        """What was kept, and carried inputs: before a step as after the one before it."""
+        stacks = dict(zip(self.kept, kept, strict=True))
+        places = self.varying[len(self.varying) - len(self.carried):]
+        start = dict(zip(self._in(places), first, strict=True))
+        for v_in, v_out in self.entered.items():
+            after = stacks[v_out].astype(v_in.aval.dtype)
+            stacks[v_in] = jnp.concatenate([start[v_in].astype(after.dtype)[None], after[:-1]])
+        return stacks
+
+    def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
+        """Variables that are the same at every step, and their values."""
+        wanted = list(dict.fromkeys(wanted))
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted)
+        values = part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
+        return dict(zip(wanted, values, strict=True))
 
     def _between(self, later: Sequence[Any],
                  given: Iterable[Any]) -> tuple[list[Any], list[Any], set[Any]]:
@@ -217,15 +220,16 @@ class _Totals:
         for i in phases.summed:
             self._collect(phases.closed.jaxpr.outvars[i])
 
-    def _varies(self, var: Any) -> bool:
+    def vary(self, var: Any) -> bool:
+        """Whether a variable differs from step to step."""
         return not isinstance(var, Literal) and var in self.varies
 
     def _way(self, var: Any) -> str:
         """How the sum of a variable is had: from sums, from stacks, or from its own stack."""
-        eqn = self.producer.get(var) if self._varies(var) else None
+        eqn = self.producer.get(var) if self.vary(var) else None
         if eqn is None:
             return 'itself'
-        name, vary = eqn.primitive.name, [self._varies(v) for v in eqn.invars]
+        name, vary = eqn.primitive.name, [self.vary(v) for v in eqn.invars]
         if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact):
             return 'itself'
         if name in _LINEAR or (name in ('add', 'add_any', 'sub') and all(vary)):
@@ -241,7 +245,7 @@ class _Totals:
             self.needed += [] if var in self.needed else [var]
             return
         for v in self.producer[var].invars:
-            if not self._varies(v):
+            if not self.vary(v):
                 self.fixed += [] if isinstance(v, Literal) or v in self.fixed else [v]
             elif way == 'sums':
                 self._collect(v)
@@ -254,7 +258,7 @@ class _Totals:
             return stacks[var].sum(0).astype(var.aval.dtype)
         eqn = self.producer[var]
         if way == 'sums':
-            operands = [self.of(v, stacks, fixed) if self._varies(v)
+            operands = [self.of(v, stacks, fixed) if self.vary(v)
                         else v.val if isinstance(v, Literal) else fixed[v] for v in eqn.invars]
             return eqn.primitive.bind(*operands, **eqn.params)
         contracted, batch = eqn.params['dimension_numbers']
