@@ -202,47 +202,54 @@ def run(case: Case, repeats: int, progress: bool = True) -> Row:
     """Check the gradients, then time everybody interleaved."""
     row = Row(case)
     brainstate.environ.set(dt=1. * u.ms)
-    fns = contestants(case)
     x, y = data(case)
-    for name, (seconds, program) in _compiled(fns, (x, y)).items():
-        row.compile_seconds[name] = float(np.median(seconds))
-        used = program.memory_analysis()
-        row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes
-    jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
-    results = {name: jax.block_until_ready(fn(x, y)) for name, fn in jitted.items()}
-    if case.spiking:
-        row.spikes = _spikes_per_neuron(case, x)
-        if row.spikes < 0.05:
-            row.error = f'the net does not spike ({row.spikes:.3f} a neuron)'
-    try:
-        row.difference = float(np.max([check(results['upstream'][0], results[k][0])
-                                       for k in ('traceops', 'free') if k in results])) \
-            if case.upstream_fits else None
-    except ValueError as err:
-        row.error = str(err)
-    if row.difference is not None and not row.difference <= TOLERANCE:
-        row.error = f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
-    del results
+    row.error = _silent(case, x, row)
     if not row.error:
+        fns = contestants(case)
+        jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
+        row.error = _compared(jitted, x, y, row)
+    if not row.error:
+        for name, (seconds, program) in _compiled(fns, (x, y), min(3, repeats)).items():
+            row.compile_seconds[name] = float(np.median(seconds))
+            used = program.memory_analysis()
+            row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes
         row.seconds = interleaved(jitted, (x, y), repeats, case.name if progress else None)
     row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return row
 
 
-def _compiled(fns: dict[str, Any], args: Any) -> dict[str, tuple[list[float], Any]]:
-    """``{name: (seconds from the call to its program, the program)}``, some rounds in turn.
+def _silent(case: Case, x: Any, row: Row) -> str:
+    if not case.spiking:
+        return ''
+    row.spikes = _spikes_per_neuron(case, x)
+    return '' if row.spikes >= 0.05 else f'the net does not spike ({row.spikes:.3f} a neuron)'
 
-    A first round is for nobody: it has what a process pays once, whoever is asked first.
-    """
-    rounds: list[dict[str, Any]] = []
-    for _ in range(4):
-        rounds.append({})
-        for name, fn in fns.items():
-            start = time.perf_counter()
-            function, states = pure(fn, *args)
-            program = jax.jit(function).lower(states, *args).compile()
-            rounds[-1][name] = time.perf_counter() - start, program
-    return {name: ([one[name][0] for one in rounds[1:]], rounds[-1][name][1]) for name in fns}
+
+def _compared(fns: dict[str, Any], x: Any, y: Any, row: Row) -> str:
+    """Why the gradients allow no speed; with it a process has paid what it pays once."""
+    results = {name: fn(x, y) for name, fn in fns.items()}
+    try:
+        found = [check(results['upstream'][0], results[k][0])
+                 for k in ('traceops', 'free') if k in results and 'upstream' in results]
+    except ValueError as err:
+        return str(err)
+    row.difference = float(np.max(found)) if found else None
+    if row.difference is not None and not row.difference <= TOLERANCE:
+        return f'gradients differ by {row.difference:.1e} (limit {TOLERANCE:.0e})'
+    return ''
+
+
+def _compiled(fns: dict[str, Any], args: Any,
+              rounds: int) -> dict[str, tuple[list[float], Any]]:
+    """``{name: (seconds from the call to its program, the program)}``, rounds in turn."""
+    found: dict[str, tuple[list[float], Any]] = {}
+    for name in [*fns] * rounds:
+        start = time.perf_counter()
+        function, states = pure(fns[name], *args)
+        program = jax.jit(function).lower(states, *args).compile()
+        seconds = [*found.get(name, ((), None))[0], time.perf_counter() - start]
+        found[name] = seconds, program
+    return found
 
 
 def interleaved(fns: dict[str, Any], args: Any, repeats: int,
