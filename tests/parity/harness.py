@@ -52,6 +52,12 @@ class Run:
         """``etrace_grad`` in a program of its own, as people run it."""
         return brainstate.transform.jit(lambda: self.eager_grad(**options))()
 
+    def program(self, **options: Any) -> Any:
+        """That program, to be called again: states are of the type that a call leaves."""
+        for state in (*self.model.states().values(), self.inner.running_index):
+            state.value = jax.tree.map(lambda a: jnp.asarray(a, jnp.result_type(a)), state.value)
+        return brainstate.transform.jit(lambda: self.eager_grad(**options))
+
     def eager_grad(self, **options: Any) -> Any:
         """The same operation by operation."""
         options.setdefault('return_value', True)
