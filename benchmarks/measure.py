@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import resource
 import time
 from collections.abc import Callable
@@ -244,10 +245,13 @@ def _compiled(fns: dict[str, Any], args: Any,
     """``{name: (seconds from the call to its program, the program)}``, rounds in turn."""
     found: dict[str, tuple[list[float], Any]] = {}
     for name in [*fns] * rounds:
+        gc.collect()
+        gc.disable()                    # as timeit does
         start = time.perf_counter()
         function, states = pure(fns[name], *args)
         program = jax.jit(function).lower(states, *args).compile()
         seconds = [*found.get(name, ((), None))[0], time.perf_counter() - start]
+        gc.enable()
         found[name] = seconds, program
     return found
 

@@ -69,6 +69,8 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
     jaxpr = closed.jaxpr
     live, _ = backward_slice(jaxpr, jaxpr.outvars, effects=True)
     parts = _parts_read(jaxpr, live)
+    if not parts:
+        return closed
     instead = {v: (product, bounds) for product, found in parts for v, bounds in found.items()}
     products = {product.outvars[0] for product, _ in parts}
 
@@ -220,6 +222,13 @@ def value_if_constant(closed: ClosedJaxpr, output: int, known: dict[int, Any]) -
            for v, c in zip(jaxpr.constvars, closed.consts, strict=True)):
         return None
     read = [i for i, v in enumerate(jaxpr.invars) if v in needed]
-    run = part(closed, [jaxpr.invars[i] for i in read], [out], eqns)
-    with jax.ensure_compile_time_eval():
-        return jax.jit(run)(*(known[i] for i in read))[0]       # one program, not one an equation
+    invars, values = [jaxpr.invars[i] for i in read], [known[i] for i in read]
+    question = str(_rebuilt(jaxpr, invars, [out], eqns)), *(np.asarray(a).tobytes() for a in values)
+    if question not in _ANSWERS or any(v in needed for v in jaxpr.constvars):
+        with jax.ensure_compile_time_eval():    # one program, not one an equation
+            _ANSWERS[question] = jax.jit(part(closed, invars, [out], eqns))(*values)[0]
+    return _ANSWERS[question]
+
+
+#: What :func:`value_if_constant` found: the same few equations are asked about at every trace.
+_ANSWERS: dict[tuple[Any, ...], Any] = {}
