@@ -16,7 +16,7 @@ import saiunit as u
 
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import why_in_cache
+from traceops.host.plan import at_once, why_in_cache
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -244,11 +244,7 @@ def _check_states(learner: Any, driver: Any) -> None:
 
 
 def _rule(learner: Any, driver: Any) -> Any:
-    settings = learner.traceops_settings
-    two_phase = settings.two_phase
-    if two_phase is None:           # where launches are what costs, and where a kernel is asked for
-        two_phase = jax.default_backend() != 'cpu' or settings.backend == 'triton'
-    return make_rule(learner, driver is not learner, two_phase)
+    return make_rule(learner, driver is not learner, at_once(learner.traceops_settings))
 
 
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:

@@ -97,10 +97,15 @@ class ParamDimRule(Rule):
                 for i, (pair, kappa) in enumerate(zip(arriving, kappas, strict=True))]
             groups.append([(adjoint, low_pass) for adjoint, low_pass, _ in steps])
             products.append([out for _, _, out in steps[1:]])
-            for view, delta in zip(feeding, steps[0][2], strict=True):
-                deltas[self.views.index(view)] = delta + deltas.get(self.views.index(view), 0)
+            self._add(deltas, feeding, steps[0][2])
         return ({'groups': groups, 'bypass': record.get('bypass')},
                 {'deltas': deltas, 'products': products})
+
+    def _add(self, deltas: dict[int, Any], feeding: Any, more: Any) -> None:
+        """A relation that feeds several groups has a delta of each."""
+        for view, delta in zip(feeding, more, strict=True):
+            i = self.views.index(view)
+            deltas[i] = deltas[i] + delta if i in deltas else delta
 
     def _gathered(self, inner: Any, record: Any) -> dict[str, Any]:
         """What was digested as :meth:`digest_window` gives it."""
@@ -129,8 +134,7 @@ class ParamDimRule(Rule):
             factors = [record['f'][v.factor_key(g)] for v in feeding]
             given = with_every_step(record, (signal, record['D'][g], factors))
             out, *last = self._adjoint(g, given, carry)
-            for view, delta in zip(feeding, out, strict=True):
-                deltas[self.views.index(view)] = delta + deltas.get(self.views.index(view), 0)
+            self._add(deltas, feeding, out)
             befores.append(before)
             lasts.append(last)
         leaving = self.trace_pass.leaving(carry, record) if self.carried else {}

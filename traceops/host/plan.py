@@ -12,7 +12,7 @@ import jax
 from traceops.host import upstream
 from traceops.host.relations import RelationView
 
-__all__ = ['IN_CACHE', 'Plan', 'make_plan', 'why_in_cache']
+__all__ = ['IN_CACHE', 'Plan', 'at_once', 'make_plan', 'why_in_cache']
 
 #: Bytes of weights up to which that holds, measured with one layer of LIF or GRU.
 IN_CACHE = 2 ** 19
@@ -41,6 +41,13 @@ def make_plan(learner: Any) -> Plan:
     return Plan('upstream', reason) if reason else Plan('window')
 
 
+def at_once(settings: Any) -> bool:
+    """Whether steps are in two phases: where launches are what costs, or a kernel is asked for."""
+    if settings.two_phase is not None:
+        return bool(settings.two_phase)
+    return jax.default_backend() != 'cpu' or settings.backend == 'triton'
+
+
 def why_in_cache(learner: Any, lanes: bool) -> str | None:
     """Why upstream's ES-D-RTRL is as fast step by step, if it is.
 
@@ -49,8 +56,7 @@ def why_in_cache(learner: Any, lanes: bool) -> str | None:
     """
     settings = learner.traceops_settings
     if (lanes or not isinstance(learner, upstream.IODimVjpAlgorithm) or settings.window is not None
-            or settings.two_phase or settings.backend == 'triton'
-            or jax.default_backend() != 'cpu'
+            or at_once(settings) or jax.default_backend() != 'cpu'
             or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
         return None
     paths = {path for relation in learner.graph.hidden_param_op_relations

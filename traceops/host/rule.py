@@ -8,6 +8,7 @@ record of a window into weight gradients. ``adjoint-form`` in the design notes h
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ def with_every_step(record: Any, given: Any) -> Any:
     return given if has else whole(given, steps)
 
 
-class Rule:
+class Rule(abc.ABC):
     """Of a learner, with or without lanes; ``at_once``: steps are digested together."""
 
     factorised = False
@@ -67,22 +68,22 @@ class Rule:
     def _feeding(self, group: int) -> list[RelationView]:
         return [v for v in self.views if group in v.groups]
 
+    @abc.abstractmethod
     def inner(self, carry: Carry) -> Any:
         """What :meth:`digest` starts with, of what enters the window."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
         """One step's record: fold it into ``inner``, keep what :meth:`close` needs."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for the record of a window, ``[T, ...]``; ``index`` is that of its start."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
               index: Any) -> tuple[Grads, Carry]:
         """Weight gradients of the window, of what was digested, and what leaves it."""
-        raise NotImplementedError
 
     def _gradient(self, view: RelationView, weight_vals: Any, x: Any,
                   cotangent: Any) -> dict[str, Any]:
