@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from traceops.kernels.adjoint_window.reference import adjoint_window
 from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
-from traceops.window.jaxprs import depends_on, inlined, is_zero, value_if_constant
+from traceops.window.jaxprs import (
+    depends_on,
+    inlined,
+    is_zero,
+    narrowed,
+    value_if_constant,
+)
 from traceops.window.schedule import choose_window
 
 SHAPES = dict(T=st.integers(1, 6), n=st.integers(1, 3), S=st.integers(1, 4),
@@ -86,6 +92,24 @@ def test_a_chosen_window_fits(length, size, budget):
     K = choose_window(length, size, None, budget)
     assert 1 <= K <= length and (K == 1 or K * size <= budget)
     assert K == length if length * size <= budget else True
+
+
+def test_a_product_of_which_a_part_is_read_is_the_product_of_that_part():
+    def fn(a, W, V):
+        now, _ = jnp.split(a @ W, [4], axis=1)                      # split, one half read
+        first = jnp.einsum('bi,bij->bj', a, V)[1:, :2]              # a slice, with a batch axis
+        whole = a @ W                                               # read whole: left alone
+        return now, first, whole
+
+    shapes = (3, 5), (5, 9), (3, 5, 7)
+    args = [np.random.RandomState(i).randn(*shape) for i, shape in enumerate(shapes)]
+    closed = inlined(jax.make_jaxpr(fn)(*args))
+    products = [e.outvars[0].aval.shape for e in narrowed(closed).jaxpr.eqns
+                if e.primitive.name == 'dot_general']
+    assert sorted(products) == [(2, 2), (3, 4), (3, 9)]
+    for want, got in zip(fn(*args), jax.core.eval_jaxpr(
+            narrowed(closed).jaxpr, narrowed(closed).consts, *args), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_questions_asked_of_a_jaxpr():

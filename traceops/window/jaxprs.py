@@ -39,25 +39,29 @@ def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    def call(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
+        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ''))
+        return None if inner is None else _without_calls(
+            inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
+    return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, call)
+
+
+def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns: Iterable[Any],
+                 instead: Callable[..., Sequence[Any] | None]) -> list[Any]:
+    """Evaluate equations; ``instead(eqn, read)`` gives the results of those that it replaces."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
     def read(var: Any) -> Any:
         return var.val if isinstance(var, Literal) else env[var]
 
-    for eqn in jaxpr.eqns:
-        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ''))
-        if inner is not None:
-            results = _without_calls(inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
-        else:
-            results = _evaluated(jaxpr, eqn, read)
+    for eqn in eqns:
+        results = instead(eqn, read)
+        if results is None:
+            read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
+            alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
+            results = jax.core.eval_jaxpr(alone, (), *map(read, read_by))
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
-
-
-def _evaluated(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
-    read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-    alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
-    return jax.core.eval_jaxpr(alone, (), *map(read, read_by))
 
 
 def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -71,26 +75,20 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
     parts = _parts_read(jaxpr, live)
     if not parts:
         return closed
-    instead = {v: (product, bounds) for product, found in parts for v, bounds in found.items()}
+    of = {v: (product, bounds) for product, found in parts for v, bounds in found.items()}
     products = {product.outvars[0] for product, _ in parts}
 
-    def run(*inputs: Any) -> list[Any]:
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs), strict=True))
+    def part_of(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
+        if products.intersection(eqn.outvars):
+            return [None]               # nobody reads it
+        if not any(v in of for v in eqn.outvars):
+            return None
+        return [_product_of_part(of[v][0], of[v][1], *map(read, of[v][0].invars))
+                if v in of else None for v in eqn.outvars]
 
-        def read(var: Any) -> Any:
-            return var.val if isinstance(var, Literal) else env[var]
-
-        for eqn in live:
-            found = [v for v in eqn.outvars if v in instead]
-            for v in found:
-                product, bounds = instead[v]
-                env[v] = _product_of_part(product, bounds, *map(read, product.invars))
-            if not found and not products.intersection(eqn.outvars):
-                env.update(zip(eqn.outvars, _evaluated(jaxpr, eqn, read), strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
-    return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype)
-                                 for v in jaxpr.invars))
+    return jax.make_jaxpr(lambda *inputs: _interpreted(
+        jaxpr, closed.consts, inputs, live, part_of))(
+        *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars))
 
 
 def _parts_read(jaxpr: Jaxpr, live: Sequence[Any]) -> list[tuple[Any, dict[Any, Any]]]:

@@ -58,8 +58,11 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
 
         on_rows = _on_rows(op, weights, x, x_rank, y_shape)
         if on_rows is not None:
-            return _product(on_rows, weights, x.reshape(x.shape[0], -1, inner[-1]),
-                            cotangent.reshape(x.shape[0], -1, y_shape[-1]), product)
+            found = _product(on_rows, weights, x.reshape(x.shape[0], -1, inner[-1]),
+                             cotangent.reshape(x.shape[0], -1, y_shape[-1]), product,
+                             alone=x_rank == 2)
+            if found is not None:
+                return found
 
         def one_by_one(x: Any, cotangent: Any) -> dict[str, Any]:
             x, cotangent = x.reshape(-1, *inner), cotangent.reshape(-1, *y_shape)
@@ -85,11 +88,12 @@ def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any)
 
 
 def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
-             product: Callable[..., Any]) -> dict[str, Any]:
+             product: Callable[..., Any], alone: bool) -> dict[str, Any] | None:
     """The weight VJP of an op on rows, ``[T, B, ...]``: the product in it as an operation.
 
     The VJP of a dense op multiplies the inputs with the cotangents over all rows; what else it
-    does (a bias, a transformed weight) stays as it is.
+    does (a bias, a transformed weight) stays as it is. Where there is no product, it is that of
+    all rows if it may be ``alone``, else ``None``.
     """
     def pull(x: Any, cotangent: Any, weights: dict[str, Any]) -> dict[str, Any]:
         return _pull(lambda w: op(x, w), weights, cotangent)
@@ -102,6 +106,8 @@ def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
     products = [e for e in jaxpr.eqns if e.primitive.name == 'dot_general'
                 and set(e.invars) == {x_var, ct_var}
                 and e.params['dimension_numbers'] == (((0,), (0,)), ((), ()))]
+    if not (products or alone):
+        return None
     values = [product(x, cotangent) for _ in products]
     values = [a if e.invars[0] is x_var else a.T for e, a in zip(products, values, strict=True)]
     made = [e.outvars[0] for e in products]
