@@ -12,38 +12,39 @@ import jax.numpy as jnp
 
 from traceops.kernels.layout import split, split_rows, time_varying
 
-__all__ = ['es_trace_step', 'es_trace_window', 'output_filter']
+__all__ = ['es_trace_step', 'es_trace_window', 'instant_gradient', 'output_filter']
 
 States = Sequence[Any]
 
 
-def es_trace_step(signal: States, jacobian: Sequence[States], factor: States, carry: States,
-                  correction: Any, decay_f: float) -> tuple[tuple[Any, ...], Any]:
-    r"""One step of the output-side factor and its product with the learning signal.
+def es_trace_step(jacobian: Sequence[States], factor: States, carry: States,
+                  decay_f: float) -> tuple[Any, ...]:
+    r"""One step of the output-side factor.
 
     Parameters
     ----------
-    signal, factor, carry : sequence of S arrays, ``[...]``
-        :math:`L_t`, :math:`f_t` and :math:`g_{t-1}`.
     jacobian : S sequences of S arrays, ``[...]``
         :math:`D_t`, row by row.
-    correction : scalar
-        The warm-up correction :math:`c_t`.
+    factor, carry : sequence of S arrays, ``[...]``
+        :math:`f_t` and :math:`g_{t-1}`.
     decay_f : float
         :math:`\alpha_f`.
 
     Returns
     -------
-    carry : tuple of S arrays
+    tuple of S arrays
         :math:`g_t = \alpha_f D_t g_{t-1} + (1 - \alpha_f) f_t`.
-    instant : array, ``[...]``
-        :math:`(g_t \cdot L_t) / c_t`.
     """
     states = range(len(carry))
-    carry = tuple(decay_f * sum(jacobian[i][j] * carry[j] for j in states)
-                  + (1 - decay_f) * factor[i] for i in states)
+    return tuple(decay_f * sum(jacobian[i][j] * carry[j] for j in states)
+                 + (1 - decay_f) * factor[i] for i in states)
+
+
+def instant_gradient(signal: States, carry: States, correction: Any) -> Any:
+    r""":math:`(g_t \cdot L_t) / c_t` of one step, or of many: ``[T, ...]``, corrections ``[T]``."""
     c = jnp.asarray(correction).astype(carry[0].dtype)
-    return carry, sum(a * (b / c) for a, b in zip(signal, carry, strict=True))
+    c = c.reshape(*c.shape, *(1,) * (carry[0].ndim - c.ndim))
+    return sum(a * (b / c) for a, b in zip(signal, carry, strict=True))
 
 
 def output_filter(instant: Any, decay: float) -> Any:
@@ -91,7 +92,8 @@ def es_trace_window(signal: States, jacobian: Sequence[States], factor: States, 
 
     def step(g: Any, now: Any) -> Any:
         L, D, f, c = step_of(now)
-        return es_trace_step(split(L), split_rows(D), split(f), g, c, decay_f)
+        g = es_trace_step(split_rows(D), split(f), g, decay_f)
+        return g, instant_gradient(split(L), g, c)
 
     if correction.shape[0] == 1:                # the update of one step: no loop
         leaving, instant = step(split(carry), [a[0] for a in slices])

@@ -21,9 +21,9 @@ T = 7
 
 
 @pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    """Small ES-D-RTRL nets are deferred as well (on their own, upstream's way is as fast)."""
-    monkeypatch.setattr(plan, 'IN_CACHE', 0)
+def however_short(monkeypatch):
+    """Loops of few steps are deferred as well (of ES-D-RTRL, upstream's way is as fast)."""
+    monkeypatch.setattr(plan, 'SHORT', 0)
 
 
 class Task:

@@ -13,6 +13,9 @@ import traceops
 from tests.parity import harness, nets
 from tests.parity.harness import compiled, start
 from tests.parity.nets import NETS
+from traceops.benchmarks import measure
+from traceops.benchmarks.cases import Case
+from traceops.host.rules import make_rule
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +73,38 @@ def test_a_record_that_is_folded_is_not_stored():
         temporary[at_once] = compiled(run.grad).memory_analysis().temp_size_in_bytes
     array = 4 * 200 * harness.BATCH * nets.N
     assert temporary[True] - temporary[False] >= 2 * array
+
+
+def test_the_window_of_factors_stays_in_cache():
+    """Of ES-D-RTRL on a CPU, if it is not given; never more than the setting allows."""
+    def budget(at_once=False, **settings):
+        with traceops.configured(**settings):
+            run = start(traceops.compile, NETS['lif'], 'es', 8)
+        return make_rule(run.inner, lanes=False, at_once=at_once).memory_budget
+    assert budget() == 2 ** 24
+    assert budget(memory_budget=4096) == 4096
+    assert budget(at_once=True) == 256 * 2 ** 20
+
+
+def products_in_loops(jaxpr, inside=False):
+    found = []
+    for eqn in jaxpr.eqns:
+        # braintrace's own product, until it is lowered
+        product = eqn.primitive.name in ('dot_general', 'etp_mm')
+        found += [eqn] if inside and product else []
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            found += products_in_loops(inner, inside or eqn.primitive.name == 'scan')
+    return found
+
+
+@pytest.mark.parametrize('rule', ['D_RTRL', 'ES_D_RTRL'])
+def test_the_product_of_a_readout_leaves_the_loop(rule):
+    """One product a step is left, the recurrent one: as the benchmarks have it, with a readout."""
+    case = Case('', 'lif', rule, 16, None, batch=4, steps=10)
+    inputs = measure.data(case)
+    call = measure.online(measure.of_case(case), traceops.compile)
+    function, states = measure.pure(call, *inputs)
+    [product] = products_in_loops(jax.make_jaxpr(function)(states, *inputs).jaxpr)
+    assert product.invars[0].aval.shape == (4, 50 + 16)
+    simulate, states = measure.pure(measure.simulation(measure.of_case(case)), *inputs)
+    assert len(products_in_loops(jax.make_jaxpr(simulate)(states, *inputs).jaxpr)) == 2

@@ -37,27 +37,36 @@ def phases_and_values():
     return split_step(closed, (0, 1, 2), CARRIED, STACKED, SUMMED), x, (h, key), constant
 
 
-def run(phases, x, carry, constant, at_once):
-    kept, first = [], carry
-    sums, stacks = None, []
-    for t in range(T):
-        if at_once:
-            carry, more = phases.simulate(constant, [x[t], *carry])
-            kept.append(more)
-        else:
-            carry, out, more = phases.step(constant, [x[t], *carry])
-            stacks.append(out)
-            sums = more if sums is None else [a + b for a, b in zip(sums, more, strict=True)]
-    if at_once:
-        replay = phases.replay(constant, [jnp.stack(a) for a in zip(*kept, strict=True)], first)
-        return carry, replay.stacked, replay.sums
-    return carry, [jnp.stack(a) for a in zip(*stacks, strict=True)], sums
+def in_one_go(x, carry, constant):
+    out = []
+    for one in x:
+        *carry, loss, exponential, grad, count, other = step(one, *carry, *constant)
+        out.append((loss, exponential, grad, count, other))
+    stacks = [jnp.stack(a) for a in zip(*out, strict=True)]
+    return carry, stacks[:2], [a.sum(0) for a in stacks[2:]]
+
+
+def simulated(phases, slices, carry, constant):
+    """What the loop over time leaves: core, prompt outputs of each step, what is kept."""
+    core, prompt, kept = [carry[i] for i in phases.core], [], []
+    for now in zip(*slices, strict=True):
+        core, *more = phases.simulate(constant, now, core)
+        prompt.append(more[0])
+        kept.append(more[1])
+    stack = lambda found: [jnp.stack(a) for a in zip(*found, strict=True)]  # noqa: E731
+    return core, stack(prompt), stack(kept)
+
+
+def in_two_phases(phases, x, carry, constant):
+    core, _, kept = simulated(phases, [x], carry, constant)
+    replay = phases.replay(constant, [x], kept, carry)
+    return core, replay.stacked, replay.sums
 
 
 def test_the_phases_make_the_step(float64, phases_and_values):
     phases, x, carry, constant = phases_and_values
-    (h, key), stacked, sums = run(phases, x, carry, constant, at_once=False)
-    (h2, key2), stacked2, sums2 = run(phases, x, carry, constant, at_once=True)
+    (h, key), stacked, sums = in_one_go(x, carry, constant)
+    (h2, key2), stacked2, sums2 = in_two_phases(phases, x, carry, constant)
     np.testing.assert_array_equal(h, h2)
     np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(key2))
     for want, got in zip([*stacked, *sums], [*stacked2, *sums2], strict=True):
@@ -91,12 +100,12 @@ def test_what_is_had_later_is_cheap(float64):
     x, h, W = rng.randn(T, B, N), rng.randn(B, N), rng.randn(N, N)
     closed = inlined(jax.make_jaxpr(step)(x[0], h, W))
     phases = split_step(closed, (0, 1), (0,), (1, 2), ())
-    kept, states, want = [], h, []
+    states, want = h, []
     for one in x:
-        want.append(step(one, states, W)[1])
-        (states,), now = phases.simulate([W], [one, states])
-        kept.append(now)
-    replay = phases.replay([W], [jnp.stack(a) for a in zip(*kept, strict=True)], [h], later=(1,))
+        states, now, _ = step(one, states, W)
+        want.append(now)
+    _, _, kept = simulated(phases, [x], [h], [W])
+    replay = phases.replay([W], [x], kept, [h], later=(1,))
     assert replay.stacked == [] and len(replay.slices) == 3     # x, h, the product
     closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices])
     assert {'sin', 'mul'} <= {e.primitive.name for e in closed.jaxpr.eqns}
@@ -108,8 +117,8 @@ def test_what_is_had_later_is_cheap(float64):
 def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
-    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0], *carry])[1]]
-    closed = jax.make_jaxpr(lambda *args: phases.replay(*args).sums)(constant, kept, carry)
+    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry)[2]]
+    closed = jax.make_jaxpr(lambda *args: phases.replay(*args).sums)(constant, [x], kept, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
@@ -135,8 +144,30 @@ def test_effects_stay_in_the_loop():
 
     closed = inlined(jax.make_jaxpr(loud)(1., 2.))
     phases = split_step(closed, (0, 1), (0,), (1,), ())
-    (h,), kept = phases.simulate((), [1., 2.])
+    (h,), _, kept = phases.simulate((), [1.], [2.])
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
-    assert phases.replay((), [jnp.stack([a]) for a in kept], [2.]).stacked[0][0] == 2.
+    replay = phases.replay((), [jnp.ones(1)], [jnp.stack([a]) for a in kept], [2.])
+    assert replay.stacked[0][0] == 2.
     assert heard == [2.]
+
+
+def test_what_is_wanted_promptly_comes_from_the_loop(float64):
+    """Also what is dear in it, which its replay then does not make again."""
+    def step(x, h, W):
+        y = jnp.sin(x @ W)
+        return jnp.tanh(h + x), h * y, y * 2., jnp.ones(2)
+
+    rng = np.random.RandomState(0)
+    x, h, W = rng.randn(T, B, N), rng.randn(B, N), rng.randn(N, N)
+    closed = inlined(jax.make_jaxpr(step)(x[0], h, W))
+    phases = split_step(closed, (0, 1), (0,), (2,), (), prompt=(1, 3))
+    assert phases.prompt == (1,) and phases.fixed == (3,)
+    assert 'dot_general' not in {e.primitive.name for e in phases.replayed}
+    _, (prompt,), kept = simulated(phases, [x], [h], [W])
+    states = h
+    for t in range(T):
+        np.testing.assert_allclose(prompt[t], step(x[t], states, W)[1], rtol=1e-12)
+        states = step(x[t], states, W)[0]
+    np.testing.assert_allclose(
+        phases.replay([W], [x], kept, [h]).stacked[0], jnp.sin(x @ W) * 2., rtol=1e-12)

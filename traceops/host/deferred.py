@@ -115,7 +115,8 @@ class Deferred:
             index = read(env, parts['index'][0])
             record = {**factors, **self._signals(product, parts, env)}
             if not self.rule.backward:
-                folded, record = self.rule.digest(folded, record, index)
+                folded, digested = self.rule.digest(folded, record, index)
+                record = {k: v for k, v in record.items() if k not in factors} | digested
             new.append(folded)
             records.append((record, index))
         return new, records

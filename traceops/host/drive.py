@@ -16,7 +16,7 @@ import saiunit as u
 
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import at_once, why_in_cache
+from traceops.host.plan import at_once, why_short
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -71,10 +71,11 @@ def gradient(
         program = trace_step(
             _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
             tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
-            counter=learner.running_index, once=learner._recorder.once)
+            counter=learner.running_index, once=learner._recorder.once,
+            prompt=rule.prompt)
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
-    K = _window_length(learner, program, length)
+    K = _window_length(rule, program, length)
     total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
     learner._last_call = ('window', f'{K} steps per window')
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
@@ -192,7 +193,7 @@ def evolve(
                              constants=(), counter=learner.running_index)
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
-    K = _window_length(learner, program, length)
+    K = _window_length(rule, program, length)
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
     def after_window(carry: Any, out: Any, *_: Any) -> Any:
@@ -250,7 +251,7 @@ def _rule(learner: Any, driver: Any) -> Any:
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     """Why upstream's step is the faster way, if it is."""
     if rule.factorised:
-        return why_in_cache(learner, rule.lanes)
+        return why_short(learner, rule.lanes, length)
     if length == 1 and learner._carries_trace and rule.initial():
         return "a sequence of one step: upstream's fused update passes over the trace once"
     return None
@@ -263,14 +264,14 @@ def _count_reason(count: int | None) -> str:
     return f'step_fn calls the learner {count} times a step; the window needs exactly one call'
 
 
-def _window_length(learner: Any, program: StepProgram, length: int) -> int:
-    settings = learner.traceops_settings
+def _window_length(rule: Any, program: StepProgram, length: int) -> int:
+    settings = rule.learner.traceops_settings
     if settings.window is not None and settings.window > length:
         raise ValueError(
             f'window={settings.window} is longer than the sequence of {length} steps. Make the '
             f'learner with traceops.configure(window={length}) or less, or window=None to have '
             f'it chosen.')
-    return choose_window(length, program.record_bytes, settings.window, settings.memory_budget)
+    return choose_window(length, program.record_bytes, settings.window, rule.memory_budget)
 
 
 def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:

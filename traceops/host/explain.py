@@ -16,7 +16,6 @@ from rich.table import Table
 from traceops import ops
 from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
-from traceops.host.plan import why_in_cache
 from traceops.host.relations import RelationView
 from traceops.text import render
 
@@ -201,9 +200,6 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
     if not inner.traceops_plan.windowed:
         return 'upstream', inner.traceops_plan.reason
     last = getattr(inner, '_last_call', None)
-    if last is None:
-        reason = why_in_cache(inner, isinstance(learner, upstream.ETraceVmap))
-        last = ('per-step', reason) if reason else None
     return last if last is not None and last[0] == 'per-step' else ('window', '')
 
 

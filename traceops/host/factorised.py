@@ -13,17 +13,38 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, following, whole
-from traceops.kernels.es_trace_window.reference import es_trace_step, output_filter
+from traceops.kernels.es_trace_window.reference import (
+    es_trace_step,
+    instant_gradient,
+    output_filter,
+)
 from traceops.kernels.layout import steps_of
 from traceops.ops import es_trace_window
 
 __all__ = ['FactorisedRule']
 
 
+#: Bytes of a record that are still there when its gradient is formed.
+_IN_CACHE = 2 ** 24
+
+
 class FactorisedRule(Rule):
     """ES-D-RTRL and everything on the input/output-factorised engine."""
 
     factorised = True
+
+    @property
+    def memory_budget(self) -> int:
+        """No more than stays in cache, if that is much more than the gradient.
+
+        A window costs little beside its steps (on a CPU): the sum of its gradient.
+        """
+        budget = super().memory_budget
+        if not self.folds:
+            return budget
+        weights = sum(leaf.nbytes for path in self.paths
+                      for leaf in jax.tree.leaves(self.learner.param_states[path].value))
+        return min(budget, max(_IN_CACHE, 4 * weights))
 
     @property
     def bypass(self) -> bool:
@@ -47,33 +68,21 @@ class FactorisedRule(Rule):
         return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
 
     def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
-        r""":math:`(g_t \cdot L_t) / c_t` and the input of one step, filtered where it can be."""
-        correction = self._correction(index)
-        new, instant = {}, {}
-        for view in self.views:
-            for g in view.groups:
-                key = view.factor_key(g)
-                new[key], instant[key] = es_trace_step(
-                    record['signal'][g], record['D'][g], record['f'][key], inner['f'][key],
-                    correction, self.learner.decay_f)
+        """The factor and the input of one step, filtered where it can be."""
+        new = {key: es_trace_step(record['D'][g], record['f'][key], inner['f'][key],
+                                  self.learner.decay_f)
+               for view in self.views for g in view.groups for key in [view.factor_key(g)]}
         low_pass = {k: (self.learner.decay_x * a + record['x'][k]).astype(a.dtype)
                     for k, a in inner['x'].items()}
-        kept = {'x': {**record['x'], **low_pass}, 'instant': instant}
-        if self.bypass:
-            kept['bypass'] = record['bypass']
-            kept['factor'] = {k: tuple(a / correction.astype(a.dtype) for a in v)
-                              for k, v in new.items()}
-        return {'f': new, 'x': low_pass}, kept
+        return {'f': new, 'x': low_pass}, {'x': {**record['x'], **low_pass}, 'factor': new}
 
     def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
         inner, indices = self.inner(carry), index + jnp.arange(steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
-            record = whole(record)
-
             def one(inner: Any, step: Any) -> Any:
                 return self.digest(inner, *step)
-            return jax.lax.scan(one, inner, (record, indices))
+            return jax.lax.scan(one, inner, (whole(record), indices))
         new, filtered, total = {}, {}, {}
         for view in self.views:
             for g in view.groups:
@@ -123,16 +132,19 @@ class FactorisedRule(Rule):
         if 'total' in record:
             return (sum(record['total'][key] for _, key in keys)[None],
                     sum(record['filtered'][key] for _, key in keys), None)
-        plain = sum(record['instant'][key] for _, key in keys)
+        steps = index + jnp.arange(steps_of(record['factor']))
+        plain = sum(instant_gradient(record['signal'][g], record['factor'][key],
+                                     self._correction(steps)) for g, key in keys)
         before = None
         if self.bypass:          # a signal on h_{t-1} pairs with the factors of step t-1
-            correction = self._correction(index - 1)
             for g, key in keys:
-                bypass = record['bypass'][g]
-                plain = plain + _dot(tuple(following(b) for b in bypass), record['factor'][key])
+                bypass = whole(record['bypass'][g], len(steps))
+                late = tuple(following(b) for b in bypass)
+                plain = plain + instant_gradient(
+                    late, record['factor'][key], self._correction(steps))
                 if carry:
-                    first = _dot(tuple(b[0] for b in bypass), carry['f'][key])
-                    first = first / correction.astype(first.dtype)
+                    first = instant_gradient(tuple(b[0] for b in bypass), carry['f'][key],
+                                             self._correction(index - 1))
                     before = first if before is None else before + first
         if not view.has_input or view.x_key in self._filtered_while_simulating:
             return plain, None, before
@@ -191,7 +203,3 @@ class FactorisedRule(Rule):
         """Upstream's warm-up correction, indexed as upstream indexes it."""
         c = 1. - jnp.power(self.learner.decay_f, index + 1)
         return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
-
-
-def _dot(a: Any, b: Any) -> Any:
-    return sum(x * y for x, y in zip(a, b, strict=True))

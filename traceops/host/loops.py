@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
-from traceops.host.plan import why_in_cache
+from traceops.host.plan import why_short
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
@@ -87,7 +87,7 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
         analysis = Analysis(flatten(body.closed), len(body.init))
         analysis.learners = learners = [
             dataclasses.replace(
-                one, reason=one.reason or why_in_cache(one.owner, one.lanes) or '')
+                one, reason=one.reason or why_short(one.owner, one.lanes, steps) or '')
             for one in analysis.learners]
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
         if loop.learners:
@@ -241,7 +241,7 @@ class _DeferredLoop:
             slices = [jax.eval_shape(lambda a: a[0], a) for a in self.body.xs]
             records = jax.eval_shape(step, self.body.closed.consts, self.body.init, slices)
         size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(records))
-        return min(choose_window(self.steps, size, one.settings.window, one.settings.memory_budget)
+        return min(choose_window(self.steps, size, one.settings.window, one.rule.memory_budget)
                    for one in self.learners)
 
     def _run(self, consts: Any, init: Any, xs: Any) -> list[Any]:

@@ -61,6 +61,16 @@ class Rule(abc.ABC):
         return not self.at_once
 
     @property
+    def memory_budget(self) -> int:
+        """Bytes for the record of a window whose length is not given."""
+        return self.learner.traceops_settings.memory_budget
+
+    @property
+    def prompt(self) -> tuple[Any, ...]:
+        """Of the tape, what is had in the loop that simulates: what is digested there."""
+        return self.learner._recorder.tape if self.folds and not self.backward else ()
+
+    @property
     def paths(self) -> tuple[Any, ...]:
         """Parameters that the rule gives a gradient."""
         return tuple(dict.fromkeys(p for v in self.views for p in v.paths))

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step in two phases: what the next step waits for, and what can be had afterwards.
 
-*Simulate* computes the states that pass from step to step. *Replay* computes everything else
-(losses, learning signals, factors, Jacobians) from the inputs of the step and from the values
-that would be dear to compute twice, which simulate keeps. Replay of one step needs no other
-step, so all steps are replayed at once, after the loop over time.
+*Simulate* computes the states that pass from step to step, and what is wanted promptly. *Replay*
+computes everything else (losses, learning signals, factors, Jacobians) from the inputs of the step
+and from the values that would be dear to compute twice, which simulate keeps. Replay of one step
+needs no other step, so all steps are replayed at once, after the loop over time. States that no
+other state waits for are replayed too, each group in a loop of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from traceops.window.jaxprs import backward_slice, depends_on, part, reached
+from traceops.window.strata import strata_of
 
 __all__ = ['Phases', 'split_step']
 
@@ -46,24 +48,31 @@ class Phases:
     Attributes
     ----------
     varying : tuple of int
-        Inputs that differ from step to step; the others are *constant*.
-    carried, stacked, fixed, summed : tuple of int
-        Outputs that pass on to the next step, that are wanted of each step, that are too but are
-        the same at every step, and that are wanted added up over steps.
+        Inputs that differ from step to step; the others are *constant*. What is carried comes
+        last; before it, slices of arrays over steps.
+    carried, prompt, stacked, fixed, summed : tuple of int
+        Outputs that pass on to the next step, that are wanted in the loop, that are wanted of
+        each step, that are either but are the same at every step, and that are wanted added up
+        over steps.
     kept : tuple of variables
-        What replay reads that differs from step to step: inputs, and results of simulate.
+        What replay reads that differs from step to step, slices apart.
     entered : dict of variables
         Carried inputs that replay reads, and the kept outputs that they are a step earlier.
+    strata : tuple of tuple of int
+        Numbers of carried outputs that replay computes as well, group by group, each in a loop of
+        its own: no other waits for them (see :mod:`traceops.window.strata`).
     """
 
     closed: ClosedJaxpr
     varying: tuple[int, ...]
     carried: tuple[int, ...]
+    prompt: tuple[int, ...]
     stacked: tuple[int, ...]
     fixed: tuple[int, ...]
     summed: tuple[int, ...]
     kept: tuple[Any, ...]
     entered: dict[Any, Any]
+    strata: tuple[tuple[int, ...], ...]
     simulation: tuple[Any, ...]
     replayed: tuple[Any, ...]
 
@@ -73,9 +82,22 @@ class Phases:
         return tuple(i for i in range(len(self.closed.jaxpr.invars)) if i not in self.varying)
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes that one step keeps for its replay."""
-        return sum(v.aval.size * v.aval.dtype.itemsize for v in self.kept)
+    def core(self) -> tuple[int, ...]:
+        """Numbers of the carried outputs that pass on in the loop that simulates."""
+        apart = {i for stratum in self.strata for i in stratum}
+        return tuple(i for i in range(len(self.carried)) if i not in apart)
+
+    @property
+    def _slices(self) -> list[Any]:
+        return self._in(self.varying[:len(self.varying) - len(self.carried)])
+
+    @property
+    def _entering(self) -> list[Any]:
+        return self._in(self.varying[len(self.varying) - len(self.carried):])
+
+    @property
+    def _leaving(self) -> list[Any]:
+        return self._out(self.carried)
 
     def _in(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.invars[i] for i in positions]
@@ -83,34 +105,32 @@ class Phases:
     def _out(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
 
-    def step(self, constant: Sequence[Any],
-             varying: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The carried, the stacked and the summed outputs of one step, in one go."""
-        wanted = (self.carried, self.stacked, self.summed)
-        run = part(self.closed, self._in((*self.constant, *self.varying)),
-                   self._out(i for places in wanted for i in places), self.closed.jaxpr.eqns)
-        out = iter(run(*constant, *varying))
-        carried, stacked, summed = ([next(out) for _ in places] for places in wanted)
-        return carried, stacked, summed
-
     def once(self, constant: Sequence[Any]) -> list[Any]:
         """The fixed outputs."""
         wanted = self._out(self.fixed)
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
         return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
 
-    def simulate(self, constant: Sequence[Any],
-                 varying: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        """The carried outputs of one step, and what its replay will read.
+    def advance(self, constant: Sequence[Any], slices: Sequence[Any],
+                carried: Sequence[Any]) -> list[Any]:
+        """All carried outputs of one step, and nothing else."""
+        eqns, _ = backward_slice(self.closed.jaxpr, self._leaving, effects=True)
+        run = part(self.closed, self._in((*self.constant, *self.varying)), self._leaving, eqns)
+        return run(*constant, *slices, *carried)
+
+    def simulate(self, constant: Sequence[Any], slices: Sequence[Any],
+                 core: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The core and the prompt outputs of one step, and what its replay will read.
 
         What is kept is computed once, before all that reads it: left to itself, XLA fuses it into
         its readers (the state update, the copy that is kept) and does the work twice, or updates
         a state in place that is read later, which it has to copy then.
         """
-        jaxpr, inputs = self.closed.jaxpr, self._in((*self.constant, *self.varying))
-        wanted = self._out(self.carried)
+        jaxpr = self.closed.jaxpr
+        inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
+        wanted = [*(self._leaving[i] for i in self.core), *self._out(self.prompt)]
         eqns, _ = backward_slice(jaxpr, [*wanted, *self.kept], effects=True)
-        env = dict(zip(inputs, (*constant, *varying), strict=True))
+        env = dict(zip(inputs, (*constant, *slices, *core), strict=True))
         for eqn in eqns:
             read = [v for v in eqn.invars if not isinstance(v, Literal) and v in env]
             out = part(self.closed, list(dict.fromkeys(read)), eqn.outvars, [eqn])(
@@ -119,45 +139,72 @@ class Phases:
                 out = jax.lax.optimization_barrier(out)
             env.update(zip(eqn.outvars, out, strict=True))
         out = part(self.closed, list(env), wanted, ())(*env.values())
-        return out, [env[v] for v in self.kept]
+        n = len(self.core)
+        return out[:n], out[n:], [env[v] for v in self.kept]
 
-    def replay(self, constant: Sequence[Any], kept: Sequence[Any], first: Sequence[Any],
-               later: Sequence[int] = ()) -> Replay:
-        """Everything else, from ``kept``, ``[T, ...]``, of all steps at once.
+    def replay(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
+               first: Sequence[Any], later: Sequence[int] = ()) -> Replay:
+        """Everything else, from the ``slices`` and ``kept``, ``[T, ...]``, of all steps at once.
 
-        ``first``: the carried inputs of the first step. ``later``: stacked outputs that are had a
-        step at a time, from what is dear in them; the rest of them is cheap. A sum over steps of
-        a product (the gradient of a plain weight) becomes one product that contracts the steps
-        too: no array of steps x weights appears.
+        ``first``: the carried inputs of the first step, all of them. ``later``: stacked outputs
+        that are had a step at a time, from what is dear in them; the rest of them is cheap. A sum
+        over steps of a product (the gradient of a plain weight) becomes one product that contracts
+        the steps too: no array of steps x weights appears.
         """
-        totals, stacks = _Totals(self), self._stacks(kept, first)
+        totals, stacks = _Totals(self), self._stacks(slices, kept, first)
+        last = {i: a for stratum in self.strata
+                for i, a in self._settle(stratum, constant, stacks, first).items()}
         between, afterwards, needed = self._between(self._out(later), stacks)
         now = self._out(i for i in self.stacked if i not in later)
         wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
         same = self._same(constant, [*totals.fixed, *(v for v in wanted if not totals.vary(v))])
-        wanted = [v for v in wanted if v not in same]
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(stacks))
-        run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
-        made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
-        stacks.update(zip(wanted, made, strict=True))
+        self._make(constant, stacks, [v for v in wanted if v not in same])
 
         given = [v for v in stacks if v in needed]
         run_later = part(self.closed, [*self._in(self.constant), *same, *given],
                          self._out(later), afterwards)
         return Replay([stacks[v] for v in now],
                       [totals.of(v, stacks, same) for v in self._out(self.summed)],
-                      [stacks[v] for v in given],
+                      last, [stacks[v] for v in given],
                       lambda slices: run_later(*constant, *same.values(), *slices))
 
-    def _stacks(self, kept: Sequence[Any], first: Sequence[Any]) -> dict[Any, Any]:
+    def _stacks(self, slices: Sequence[Any], kept: Sequence[Any],
+                first: Sequence[Any]) -> dict[Any, Any]:
         """What was kept, and carried inputs: before a step as after the one before it."""
-        stacks = dict(zip(self.kept, kept, strict=True))
-        places = self.varying[len(self.varying) - len(self.carried):]
-        start = dict(zip(self._in(places), first, strict=True))
+        stacks = dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True))
+        start = dict(zip(self._entering, first, strict=True))
         for v_in, v_out in self.entered.items():
-            after = stacks[v_out].astype(v_in.aval.dtype)
-            stacks[v_in] = jnp.concatenate([start[v_in].astype(after.dtype)[None], after[:-1]])
+            stacks[v_in] = _a_step_earlier(stacks[v_out], start[v_in], v_in.aval.dtype)
         return stacks
+
+    def _make(self, constant: Sequence[Any], stacks: dict[Any, Any],
+              wanted: Sequence[Any]) -> None:
+        """Add stacks of what is ``wanted``, of all steps at once."""
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(stacks))
+        run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
+        made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
+        stacks.update(zip(wanted, made, strict=True))
+
+    def _settle(self, stratum: Sequence[int], constant: Sequence[Any], stacks: dict[Any, Any],
+                first: Sequence[Any]) -> dict[int, Any]:
+        """Add stacks of the states of a stratum, before and after each step; the last of each."""
+        enter, leave = ([a[i] for i in stratum] for a in (self._entering, self._leaving))
+        between, eqns, needed = self._between(leave, [*stacks, *enter])
+        self._make(constant, stacks, between)
+        given = [v for v in stacks if v in needed]
+        run = part(self.closed, [*self._in(self.constant), *enter, *given], leave, eqns)
+
+        def step(states: Any, slices: Any) -> Any:
+            new = run(*constant, *states, *slices)
+            new = [jnp.asarray(a, v.aval.dtype) for a, v in zip(new, enter, strict=True)]
+            return new, new
+
+        start = [jnp.asarray(first[i], self._entering[i].aval.dtype) for i in stratum]
+        last, after = jax.lax.scan(step, start, [stacks[v] for v in given])
+        stacks.update(zip(leave, after, strict=True))
+        stacks.update({v: _a_step_earlier(a, b, v.aval.dtype)
+                       for v, a, b in zip(enter, after, start, strict=True)})
+        return dict(zip(stratum, last, strict=True))
 
     def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
         """Variables that are the same at every step, and their values."""
@@ -190,6 +237,8 @@ class Replay:
     ----------
     stacked, sums : list of arrays
         Those of the stacked outputs that are not had later, ``[T, ...]``, and the summed ones.
+    apart : dict of int to array
+        Carried outputs that are not in the core, after the last step.
     slices : list of arrays, ``[T, ...]``
         What ``later`` is called with a step of.
     later : callable
@@ -198,8 +247,14 @@ class Replay:
 
     stacked: list[Any]
     sums: list[Any]
+    apart: dict[int, Any]
     slices: list[Any]
     later: Callable[[Sequence[Any]], list[Any]]
+
+
+def _a_step_earlier(after: Any, first: Any, dtype: Any) -> Any:
+    after = after.astype(dtype)
+    return jnp.concatenate([first.astype(dtype)[None], after[:-1]])
 
 
 class _Totals:
@@ -269,7 +324,8 @@ class _Totals:
 
 
 def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
-               stacked: Sequence[int], summed: Sequence[int]) -> Phases:
+               stacked: Sequence[int], summed: Sequence[int],
+               prompt: Sequence[int] = ()) -> Phases:
     """Cut a step in two.
 
     Parameters
@@ -278,30 +334,32 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         The step, without nested calls (see :func:`traceops.window.jaxprs.inlined`).
     varying : iterable of int
         Inputs that differ from step to step; the others are the same in all.
-    carried, stacked, summed : sequence of int
-        Outputs, as in :class:`Phases`; which of the stacked ones are fixed is found out.
+    carried, stacked, summed, prompt : sequence of int
+        Outputs, as in :class:`Phases`; which of them are fixed is found out.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
-    fixed = tuple(i for i in stacked if not depends_on(closed, i, varying))
-    stacked = tuple(i for i in stacked if i not in fixed)
-    outvars = [jaxpr.outvars[i] for i in (*stacked, *summed)]
-    in_order = [e for e in backward_slice(jaxpr, outvars)[0] if _is_random(e)]
-    simulation, _ = backward_slice(
-        jaxpr, [*(jaxpr.outvars[i] for i in carried), *(v for e in in_order for v in e.outvars)],
-        effects=True)
+    fixed = tuple(i for i in (*prompt, *stacked) if not depends_on(closed, i, varying))
+    prompt, stacked = (tuple(i for i in a if i not in fixed) for a in (prompt, stacked))
+    enter = [jaxpr.invars[i] for i in varying[len(varying) - len(carried):]]
+    leave, now, later = (
+        [jaxpr.outvars[i] for i in a] for a in (carried, prompt, (*stacked, *summed)))
+    now += [v for e in backward_slice(jaxpr, [*leave, *later])[0] if _is_random(e)
+            for v in e.outvars]
+    strata = strata_of(jaxpr, leave, enter, now, _is_dear, [jaxpr.invars[i] for i in varying])
+    apart = {i for stratum in strata for i in stratum}
+    core = [(o, v) for i, (o, v) in enumerate(zip(leave, enter, strict=True)) if i not in apart]
+    outvars = [*later, *(leave[i] for i in apart)]
+    simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
     dear = {v for e in simulation if _is_dear(e) for v in e.outvars if v in varies}
-    passes = {jaxpr.outvars[o]: jaxpr.invars[i]
-              for o, i in zip(carried, varying[len(varying) - len(carried):], strict=True)
-              if jaxpr.outvars[o] in varies}
+    passes = {o: v for o, v in core if o in varies}
     replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
     entered = {v_in: v_out for v_out, v_in in passes.items() if v_in in needed}
-    inputs = {jaxpr.invars[i] for i in varying}
-    kept = (*(v for v in jaxpr.invars if v in inputs and v in needed and v not in entered),
+    kept = (*(v for _, v in core if v in needed and v not in entered),
             *(v for e in simulation for v in e.outvars if v in entered.values() or (
                 v in needed and (v in dear or v in passes))))
-    return Phases(closed, varying, tuple(carried), stacked, fixed, tuple(summed), kept, entered,
-                  tuple(simulation), tuple(replayed))
+    return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed), kept,
+                  entered, tuple(strata), tuple(simulation), tuple(replayed))
 
 
 def _is_dear(eqn: Any) -> bool:

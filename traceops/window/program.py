@@ -30,8 +30,8 @@ class Fold:
     digest : callable
         ``(carry, outputs of one step, number of the step in the window) -> (carry, results)``.
     backward : bool
-        From the last step to the first: only what is in :attr:`StepProgram.once`. Else all that
-        is recorded.
+        From the last step to the first, after the simulation, what is in
+        :attr:`StepProgram.once`. Else the tape, in the loop that simulates.
     """
 
     carry: Any
@@ -61,7 +61,6 @@ class StepProgram:
     carried: tuple[int, ...]
     summed: tuple[int, ...]
     places: tuple[int, ...]
-    recorded: frozenset[int]
     once: frozenset[int]
     sum_avals: tuple[Any, ...]
     out_tree: Any
@@ -87,63 +86,52 @@ class StepProgram:
              fold: Fold | None = None) -> tuple[Any, Any, Any, Any, Any]:
         """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
-        What a ``fold`` digests comes a step at a time, is stored only as far as it says, and is
-        ``None`` among the outputs. One that goes forward digests each step as it is simulated.
-        Else the loop over time only simulates, and all else is replayed from what it kept, of all
-        steps at once (what is folded backward: as far as it is dear). Without a fold, what is
-        recorded and the same at every step comes as ``[1, ...]``.
+        The loop over time only simulates; all else is replayed from what it kept, of all steps at
+        once. What a ``fold`` digests comes a step at a time, is stored only as far as it says,
+        and is ``None`` among the outputs: forward in that loop, backward in one after the replay
+        of what is dear in it. Without a fold, what is recorded and the same at every step comes
+        as ``[1, ...]``.
         """
-        if fold is not None and not fold.backward:
-            return self._in_one_loop(states, sums, xs, fold)
         constant, first = self._constant(), jax.tree.leaves(states)
-
-        def simulate(states: Any, x: Any) -> Any:
-            new, kept = self.phases.simulate(
-                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
-            return _like(new, states), kept
-
-        states, kept = jax.lax.scan(simulate, states, xs)
-        later = () if fold is None else tuple(i for i in self.phases.stacked if i in self.once)
-        replay = self.phases.replay(constant, kept, first, later)
-        sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
-        steps = jax.tree.leaves(xs)[0].shape[0]
+        steps = jnp.arange(jax.tree.leaves(xs)[0].shape[0])
         same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
+        back = fold is not None and fold.backward
+        core, kept, carry, folded = self._simulated(
+            constant, same, [first[i] for i in self.phases.core], (xs, steps),
+            None if back else fold)
+        later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
+        replay = self.phases.replay(constant, jax.tree.leaves(xs), kept, first, later)
+        last = {**replay.apart, **dict(zip(self.phases.core, core, strict=True))}
+        states = _like([last[i] for i in range(len(first))], states)
+        sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
         known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
                          strict=True))
-        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
+        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (len(steps), *a.shape))
                       for i, a in same.items()})
-        if fold is None:
-            return states, sums, self._outputs(known), (), None
+        if fold is not None and fold.backward:
+            def digest(carry: Any, given: Any) -> Any:
+                slices, t = given
+                step = dict(zip(later, replay.later(slices), strict=True))
+                return fold.digest(carry, self._outputs({**same, **step}), t)
 
-        def digest(carry: Any, given: Any) -> Any:
-            slices, t = given
-            step = dict(zip(later, replay.later(slices), strict=True))
-            return fold.digest(carry, self._outputs({**same, **step}), t)
-
-        carry, folded = jax.lax.scan(digest, fold.carry, (replay.slices, jnp.arange(steps)),
-                                     reverse=True)
+            carry, folded = jax.lax.scan(digest, fold.carry, (replay.slices, steps), reverse=True)
         return states, sums, self._outputs(known), carry, folded
 
-    def _in_one_loop(self, states: Any, sums: Any, xs: Any, fold: Fold) -> Any:
-        constant = self._constant()
-        same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
-        rest = [i for i in self.phases.stacked if i not in self.recorded]
-
+    def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
+                   fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
+        """The loop over time: ``(core, what it kept, carry and results of a forward fold)``."""
         def step(full: Any, given: Any) -> Any:
-            (states, sums, carry), (x, t) = full, given
-            new, stacked, more = self.phases.step(
-                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
-            known = dict(zip(self.phases.stacked, stacked, strict=True))
-            carry, folded = fold.digest(carry, self._outputs({**same, **known}), t)
-            sums = tuple(a + b for a, b in zip(sums, more, strict=True))
-            return (_like(new, states), sums, carry), ([known[i] for i in rest], folded)
+            (core, carry), (x, t) = full, given
+            new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core)
+            folded = None
+            if fold is not None:
+                known = {**same, **dict(zip(self.phases.prompt, prompt, strict=True))}
+                carry, folded = fold.digest(carry, self._outputs(known), t)
+            return (_like(new, core), carry), (kept, folded)
 
-        steps = jax.tree.leaves(xs)[0].shape[0]
-        (states, sums, carry), (stacked, folded) = jax.lax.scan(
-            step, (states, sums, fold.carry), (xs, jnp.arange(steps)))
-        known = {i: jnp.broadcast_to(a, (steps, *a.shape)) for i, a in same.items()}
-        known.update(zip(rest, stacked, strict=True))
-        return states, sums, self._outputs(known), carry, folded
+        (core, carry), (kept, folded) = jax.lax.scan(
+            step, (core, () if fold is None else fold.carry), xs)
+        return core, kept, carry, folded
 
     def _outputs(self, known: dict[int, Any]) -> Any:
         return self.out_tree.unflatten([known.get(i) for i in self.places])
@@ -153,8 +141,7 @@ class StepProgram:
         constant = self._constant()
 
         def body(states: Any, x: Any) -> Any:
-            new, _ = self.phases.simulate(
-                constant, [*jax.tree.leaves(x), *jax.tree.leaves(states)])
+            new = self.phases.advance(constant, jax.tree.leaves(x), jax.tree.leaves(states))
             return _like(new, states), None
 
         return jax.lax.scan(body, states, xs)[0]
@@ -193,7 +180,7 @@ def _like(new: Any, old: Any) -> Any:
 
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
-               once: Sequence[Any] = ()) -> StepProgram:
+               once: Sequence[Any] = (), prompt: Sequence[Any] = ()) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -210,6 +197,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     once : sequence of State
         Those of the tape that, as all that is returned under ``'record'``, are not repeated where
         they are the same at every step.
+    prompt : sequence of State
+        Those of the tape that are had in the loop that simulates: what a forward fold digests.
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -230,26 +219,28 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
     signals = jax.tree.leaves(positions['record'])
-    recorded = [*signals, *jax.tree.leaves(positions['tape'])]
-    stacked, out_tree = jax.tree.flatten(positions)
+    taped = jax.tree.leaves(positions['tape'])
+    places, out_tree = jax.tree.flatten(positions)
+    prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
 
     n_slices = len(jax.tree.leaves(slices))
-    places = _places(states, n_slices)
-    varying = [*range(n_slices), *(p for i in carried for p in places[i])]
+    leaves = _places(states, n_slices)
+    varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
     phases = split_step(
         closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
-        stacked=stacked, summed=[sums[i] for i in summed])
+        stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
+        prompt=prompt)
     counter_at = _position(counter, states)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
-        places=tuple(stacked), recorded=frozenset(recorded),
+        places=tuple(places),
         once=frozenset(signals) | {p for t in once for p in jax.tree.leaves(
             new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
-        count=_count(closed, written[counter_at], places[counter_at][0],
+        count=_count(closed, written[counter_at], leaves[counter_at][0],
                      jax.tree.leaves(new_positions[counter_at])[0]),
         record_bytes=sum(a.size * a.dtype.itemsize for a in (
-            closed.jaxpr.outvars[i].aval for i in recorded if i not in phases.fixed)))
+            closed.jaxpr.outvars[i].aval for i in (*signals, *taped) if i not in phases.fixed)))
 
 
 def _position(state: Any, states: Sequence[Any]) -> int:

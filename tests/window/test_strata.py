@@ -1,0 +1,98 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""States that no other waits for are had after the loop over time, and are the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from traceops.window.jaxprs import inlined
+from traceops.window.phases import split_step
+
+T, N = 5, 3
+
+
+def leaky(v, current):
+    return 0.9 * v + current
+
+
+def readout(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, leaky(r, h @ V)
+
+
+def feed_forward(x, h1, h2, W, V):
+    h1 = leaky(h1, x @ W)
+    return h1, leaky(h2, jnp.maximum(h1, 0.) @ V)
+
+
+def read_back(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x + r)
+    return h, leaky(r, h @ V)
+
+
+def recurrent_readout(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, jnp.tanh(r @ V + h)
+
+
+def nothing_dear(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, leaky(r, h)
+
+
+def noisy_readout(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, leaky(r, h @ V * jax.random.normal(jax.random.key(0), r.shape))
+
+
+def watched(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    jax.debug.callback(lambda a: None, r)
+    return h, leaky(r, h @ V)
+
+
+def alike(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, h
+
+
+def split(step, prompt=()):
+    args = [jnp.zeros(N)] * 3 + [jnp.zeros((N, N))] * 2
+    closed = inlined(jax.make_jaxpr(lambda *a: (*step(*a), a[2] * 2.))(*args))
+    return split_step(closed, (0, 1, 2), (0, 1), () if prompt else (2,), (), prompt)
+
+
+@pytest.mark.parametrize('step, strata', [
+    (readout, ((1,),)), (feed_forward, ((0,), (1,))), (read_back, ()), (recurrent_readout, ()),
+    (nothing_dear, ()), (noisy_readout, ((1,),)), (watched, ()), (alike, ())])
+def test_which_states_no_other_waits_for(step, strata):
+    assert split(step).strata == strata
+
+
+def test_what_is_wanted_promptly_waits():
+    assert split(readout, prompt=(2,)).strata == ()
+
+
+@pytest.mark.parametrize('step', [readout, feed_forward, read_back, noisy_readout, alike])
+def test_the_states_are_the_same(float64, step):
+    rng = np.random.RandomState(1)
+    x, h, r = rng.randn(T, N), rng.randn(N), rng.randn(N)
+    weights = [rng.randn(N, N) / 2, rng.randn(N, N)]
+    phases = split(step)
+    core, kept = [(h, r)[i] for i in phases.core], []
+    for one in x:
+        core, _, more = phases.simulate(weights, [one], core)
+        kept.append(more)
+    replay = phases.replay(weights, [x], [jnp.stack(a) for a in zip(*kept, strict=True)], [h, r])
+    want, before = [h, r], []
+    for one in x:
+        before.append(want[1] * 2.)
+        want = step(one, *want, *weights)
+    last = {**dict(zip(phases.core, core, strict=True)), **replay.apart}
+    for i in (0, 1):
+        assert np.linalg.norm(want[i]) > 0.1
+        np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
+    np.testing.assert_allclose(replay.stacked[0], jnp.stack(before), rtol=1e-10)
+    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r])] == [(N,), (N,)]

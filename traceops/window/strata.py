@@ -1,0 +1,83 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which states that pass from step to step no other state waits for.
+
+A readout integrates spikes and feeds nothing back; a layer of a network without recurrence waits
+for the one before it and for itself. What is dear in such a state (the product with its weights)
+need not be had in the loop over time: of all steps at once it is faster, and a loop of its own
+then integrates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from traceops.window.jaxprs import backward_slice, reached
+
+__all__ = ['strata_of']
+
+
+def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
+              prompt: Sequence[Any], is_dear: Callable[[Any], bool],
+              varying: Sequence[Any]) -> list[tuple[int, ...]]:
+    """Groups of states, by number, each of which can be had after those before it.
+
+    Parameters
+    ----------
+    jaxpr : Jaxpr
+        A step.
+    leaving, entering : sequence of variables
+        Of each state, after and before the step.
+    prompt : sequence of variables
+        What else is had in the loop over time.
+    is_dear : callable
+        Whether an equation is.
+    varying : sequence of variables
+        Inputs that differ from step to step.
+
+    Returns
+    -------
+    list of tuple of int
+        What is in no group stays in the loop: what others there wait for, or the loop's own
+        effects; whose own value makes something dear; or that has nothing dear of its own.
+    """
+    reads = {i: _read(jaxpr, [v], entering) for i, v in enumerate(leaving)}
+    reads[-1] = _read(jaxpr, prompt, entering, effects=True)
+    closure = {i: _closure(reads, i) for i in range(len(leaving))}
+    groups = {frozenset({i, *(j for j in found if i in closure[j])})
+              for i, found in closure.items()}
+    stays = set(range(len(leaving)))
+    strata: list[tuple[int, ...]] = []
+    # what waits for most comes first
+    for group in sorted(groups, key=lambda g: (-len(closure[min(g)]), min(g))):
+        others = stays - group
+        if any(reads[i] & group for i in (*others, -1)):
+            continue
+        eqns, _ = backward_slice(jaxpr, [leaving[i] for i in group])
+        there, _ = backward_slice(jaxpr, [*(leaving[i] for i in others), *prompt], effects=True)
+        own = [e for e in eqns if is_dear(e) and not any(e is other for other in there)]
+        recurrent = reached(eqns, [entering[i] for i in group])
+        changing = reached(eqns, varying)
+        if not any(v in changing for e in own for v in e.outvars):
+            continue
+        if any(e.effects or (is_dear(e) and v in recurrent) for e in eqns for v in e.outvars):
+            continue
+        strata.insert(0, tuple(sorted(group)))
+        stays = others
+    return strata
+
+
+def _read(jaxpr: Any, of: Sequence[Any], entering: Sequence[Any],
+          effects: bool = False) -> set[int]:
+    _, needed = backward_slice(jaxpr, of, effects=effects)
+    return {i for i, v in enumerate(entering) if v in needed}
+
+
+def _closure(reads: dict[int, set[int]], start: int) -> set[int]:
+    found: set[int] = set()
+    new = reads[start]
+    while new - found:
+        found |= new
+        new = set().union(*(reads[i] for i in new))
+    return found
