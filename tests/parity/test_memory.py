@@ -92,8 +92,10 @@ def products_in_loops(jaxpr, inside=False):
         # braintrace's own product, until it is lowered
         product = eqn.primitive.name in ('dot_general', 'etp_mm')
         found += [eqn] if inside and product else []
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            found += products_in_loops(inner, inside or eqn.primitive.name == 'scan')
+        for inner in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(inner, 'jaxpr', inner)
+            if hasattr(inner, 'eqns'):
+                found += products_in_loops(inner, inside or eqn.primitive.name == 'scan')
     return found
 
 
