@@ -75,7 +75,24 @@ def test_what_is_wanted_promptly_waits():
     assert split(readout, prompt=(2,)).strata == ()
 
 
-@pytest.mark.parametrize('step', [readout, feed_forward, read_back, noisy_readout, alike])
+def scaled_readout(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, leaky(r, h @ V * jnp.cumsum(V, 0)[1])
+
+
+def test_no_array_of_steps_and_weights():
+    """What is dear and made of weights alone is the same at every step."""
+    phases = split(scaled_readout)
+    assert phases.strata == ((1,),)
+    args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], [jnp.ones((T, N))] * len(phases.kept), [
+        jnp.ones(N)] * 2
+    made = jax.make_jaxpr(lambda *args: phases.replay(*args).stacked)(*args)
+    assert any(v.aval.shape == (T, N) for e in made.eqns for v in e.outvars)
+    assert not any(v.aval.shape == (T, N, N) for e in made.eqns for v in e.outvars)
+
+
+@pytest.mark.parametrize('step', [
+    readout, scaled_readout, feed_forward, read_back, noisy_readout, alike])
 def test_the_states_are_the_same(float64, step):
     rng = np.random.RandomState(1)
     x, h, r = rng.randn(T, N), rng.randn(N), rng.randn(N)

@@ -113,12 +113,11 @@ class Deferred:
         for product, folded in zip(self.products, inner, strict=True):
             parts = product.node.params['step'].split(product.node.inputs)
             index = read(env, parts['index'][0])
-            record = {**factors, **self._signals(product, parts, env)}
+            digested = factors
             if not self.rule.backward:
-                folded, digested = self.rule.digest(folded, record, index)
-                record = {k: v for k, v in record.items() if k not in factors} | digested
+                folded, digested = self.rule.digest(folded, factors)
             new.append(folded)
-            records.append((record, index))
+            records.append(({**digested, **self._signals(product, parts, env)}, index))
         return new, records
 
     def _factors(self, env: dict[Value, Any]) -> Any:

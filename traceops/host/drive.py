@@ -117,12 +117,11 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
     def record_of(out: Any) -> Any:
         return {**learner._recorder.read(out['tape']), **out['record']}
 
-    def fold_of(carry: Any, before: dict[int, Any]) -> Fold | None:
+    def fold_of(carry: Any) -> Fold | None:
         if not rule.folds:
             return None
-        index = before[id(learner.running_index)]
-        return Fold(rule.inner(carry[0]), lambda inner, out, t: rule.digest(
-            inner, record_of(out), index + t), rule.backward)
+        return Fold(rule.inner(carry[0]), lambda inner, out: rule.digest(inner, record_of(out)),
+                    rule.backward)
 
     def after_window(carry: Any, out: Any, inner: Any, folded: Any,
                      before: dict[int, Any]) -> Any:

@@ -67,7 +67,7 @@ class FactorisedRule(Rule):
         carry = carry or self._factors()
         return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
 
-    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """The factor and the input of one step, filtered where it can be."""
         new = {key: es_trace_step(record['D'][g], record['f'][key], inner['f'][key],
                                   self.learner.decay_f)
@@ -80,9 +80,7 @@ class FactorisedRule(Rule):
         """The same for all steps at once: one operation for each factor."""
         inner, indices = self.inner(carry), index + jnp.arange(steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
-            def one(inner: Any, step: Any) -> Any:
-                return self.digest(inner, *step)
-            return jax.lax.scan(one, inner, (whole(record), indices))
+            return jax.lax.scan(self.digest, inner, whole(record))
         new, filtered, total = {}, {}, {}
         for view in self.views:
             for g in view.groups:
@@ -132,20 +130,19 @@ class FactorisedRule(Rule):
         if 'total' in record:
             return (sum(record['total'][key] for _, key in keys)[None],
                     sum(record['filtered'][key] for _, key in keys), None)
-        steps = index + jnp.arange(steps_of(record['factor']))
-        plain = sum(instant_gradient(record['signal'][g], record['factor'][key],
-                                     self._correction(steps)) for g, key in keys)
-        before = None
-        if self.bypass:          # a signal on h_{t-1} pairs with the factors of step t-1
-            for g, key in keys:
-                bypass = whole(record['bypass'][g], len(steps))
-                late = tuple(following(b) for b in bypass)
-                plain = plain + instant_gradient(
-                    late, record['factor'][key], self._correction(steps))
+        steps = steps_of(record['factor'])
+        correction = self._correction(index + jnp.arange(steps))
+        plain, before = 0., None
+        for g, key in keys:
+            signal = record['signal'][g]
+            if self.bypass:         # a signal on h_{t-1} pairs with the factors of step t-1
+                bypass = whole(record['bypass'][g], steps)
+                signal = tuple(a + following(b) for a, b in zip(signal, bypass, strict=True))
                 if carry:
                     first = instant_gradient(tuple(b[0] for b in bypass), carry['f'][key],
                                              self._correction(index - 1))
                     before = first if before is None else before + first
+            plain = plain + instant_gradient(signal, record['factor'][key], correction)
         if not view.has_input or view.x_key in self._filtered_while_simulating:
             return plain, None, before
         return plain, output_filter(plain, self.learner.decay_x), before

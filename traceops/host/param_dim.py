@@ -81,7 +81,7 @@ class ParamDimRule(Rule):
         """The low-pass of every trace that leaves."""
         return tuple(self.trace_pass.decay.values()) if self.carried else ()
 
-    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """One step of every adjoint: deltas of the ops, products for the trace that leaves."""
         deltas: dict[int, Any] = {}
         products, groups = [], []

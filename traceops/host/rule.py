@@ -83,7 +83,7 @@ class Rule(abc.ABC):
         """What :meth:`digest` starts with, of what enters the window."""
 
     @abc.abstractmethod
-    def digest(self, inner: Any, record: Any, index: Any) -> tuple[Any, Any]:
+    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """One step's record: fold it into ``inner``, keep what :meth:`close` needs."""
 
     @abc.abstractmethod

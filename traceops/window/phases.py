@@ -153,7 +153,7 @@ class Phases:
         """
         totals, stacks = _Totals(self), self._stacks(slices, kept, first)
         last = {i: a for stratum in self.strata
-                for i, a in self._settle(stratum, constant, stacks, first).items()}
+                for i, a in self._settle(stratum, constant, stacks, first, totals).items()}
         between, afterwards, needed = self._between(self._out(later), stacks)
         now = self._out(i for i in self.stacked if i not in later)
         wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
@@ -186,16 +186,17 @@ class Phases:
         stacks.update(zip(wanted, made, strict=True))
 
     def _settle(self, stratum: Sequence[int], constant: Sequence[Any], stacks: dict[Any, Any],
-                first: Sequence[Any]) -> dict[int, Any]:
+                first: Sequence[Any], totals: _Totals) -> dict[int, Any]:
         """Add stacks of the states of a stratum, before and after each step; the last of each."""
         enter, leave = ([a[i] for i in stratum] for a in (self._entering, self._leaving))
         between, eqns, needed = self._between(leave, [*stacks, *enter])
-        self._make(constant, stacks, between)
+        same = self._same(constant, [v for v in between if not totals.vary(v)])
+        self._make(constant, stacks, [v for v in between if v not in same])
         given = [v for v in stacks if v in needed]
-        run = part(self.closed, [*self._in(self.constant), *enter, *given], leave, eqns)
+        run = part(self.closed, [*self._in(self.constant), *same, *enter, *given], leave, eqns)
 
         def step(states: Any, slices: Any) -> Any:
-            new = run(*constant, *states, *slices)
+            new = run(*constant, *same.values(), *states, *slices)
             new = [jnp.asarray(a, v.aval.dtype) for a, v in zip(new, enter, strict=True)]
             return new, new
 

@@ -28,7 +28,7 @@ class Fold:
     carry : pytree
         What it starts with.
     digest : callable
-        ``(carry, outputs of one step, number of the step in the window) -> (carry, results)``.
+        ``(carry, outputs of one step) -> (carry, results)``.
     backward : bool
         From the last step to the first, after the simulation, what is in
         :attr:`StepProgram.once`. Else the tape, in the loop that simulates.
@@ -93,11 +93,11 @@ class StepProgram:
         as ``[1, ...]``.
         """
         constant, first = self._constant(), jax.tree.leaves(states)
-        steps = jnp.arange(jax.tree.leaves(xs)[0].shape[0])
+        steps = jax.tree.leaves(xs)[0].shape[0]
         same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
         back = fold is not None and fold.backward
         core, kept, carry, folded = self._simulated(
-            constant, same, [first[i] for i in self.phases.core], (xs, steps),
+            constant, same, [first[i] for i in self.phases.core], xs,
             None if back else fold)
         later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
         replay = self.phases.replay(constant, jax.tree.leaves(xs), kept, first, later)
@@ -106,27 +106,26 @@ class StepProgram:
         sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
         known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
                          strict=True))
-        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (len(steps), *a.shape))
+        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
                       for i, a in same.items()})
         if fold is not None and fold.backward:
-            def digest(carry: Any, given: Any) -> Any:
-                slices, t = given
+            def digest(carry: Any, slices: Any) -> Any:
                 step = dict(zip(later, replay.later(slices), strict=True))
-                return fold.digest(carry, self._outputs({**same, **step}), t)
+                return fold.digest(carry, self._outputs({**same, **step}))
 
-            carry, folded = jax.lax.scan(digest, fold.carry, (replay.slices, steps), reverse=True)
+            carry, folded = jax.lax.scan(digest, fold.carry, replay.slices, reverse=True)
         return states, sums, self._outputs(known), carry, folded
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
                    fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, what it kept, carry and results of a forward fold)``."""
-        def step(full: Any, given: Any) -> Any:
-            (core, carry), (x, t) = full, given
+        def step(full: Any, x: Any) -> Any:
+            core, carry = full
             new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core)
             folded = None
             if fold is not None:
                 known = {**same, **dict(zip(self.phases.prompt, prompt, strict=True))}
-                carry, folded = fold.digest(carry, self._outputs(known), t)
+                carry, folded = fold.digest(carry, self._outputs(known))
             return (_like(new, core), carry), (kept, folded)
 
         (core, carry), (kept, folded) = jax.lax.scan(

@@ -32,7 +32,7 @@ def choose_window(length: int, step_bytes: int, window: int | None, budget: int)
 
 def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
                 after_window: Callable[..., Any],
-                fold_of: Callable[..., Fold | None] = lambda carry, before: None,
+                fold_of: Callable[..., Fold | None] = lambda carry: None,
                 ) -> tuple[Any, Any, Any]:
     """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
 
@@ -50,7 +50,7 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
         ``(carry, outputs of the window, carry and results of its fold, states before it) ->
         (carry, kept outputs)``.
     fold_of : callable, optional
-        ``(carry, states before the window) -> its fold`` (see :meth:`StepProgram.scan`).
+        ``carry -> the fold of the window`` (see :meth:`StepProgram.scan`).
 
     Returns
     -------
@@ -63,7 +63,7 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     def window(full: Any, xs_w: Any) -> Any:
         states, sums, carry = full
         before = program.by_id(states)
-        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry, before))
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry))
         carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 
@@ -87,7 +87,7 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
 
 def run_windows_back(program: StepProgram, xs: Any, K: int,
                      after_window: Callable[..., Any], carry: Any,
-                     fold_of: Callable[..., Fold | None] = lambda carry, before: None,
+                     fold_of: Callable[..., Fold | None] = lambda carry: None,
                      ) -> tuple[Any, Any, Any]:
     """The same with the windows taken from the last to the first.
 
@@ -106,7 +106,7 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
     def window(full: Any, given: Any) -> Any:
         (_, sums, carry), (states, xs_w) = full, given
         before = program.by_id(states)
-        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry, before))
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry))
         carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 

@@ -50,7 +50,7 @@ def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
     stays = set(range(len(leaving)))
     strata: list[tuple[int, ...]] = []
     # what waits for most comes first
-    for group in sorted(groups, key=lambda g: (-len(closure[min(g)]), min(g))):
+    for group in sorted(groups, key=lambda g: (-len(closure[min(g)] | g), min(g))):
         others = stays - group
         if any(reads[i] & group for i in (*others, -1)):
             continue
