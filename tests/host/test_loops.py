@@ -159,4 +159,4 @@ def test_a_factorised_learner_keeps_its_loop_of_few_steps(monkeypatch):
 
     task = Task('vanilla', 'es', vmap=False)
     [loop] = traceops.explain(train_step, task.x, task.y).loops
-    assert not loop.deferred and 'less than 8' in loop.kept[0][1]
+    assert not loop.deferred and 'less than 8 of a small net' in loop.kept[0][1]

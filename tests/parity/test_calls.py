@@ -24,6 +24,7 @@ from tests.parity.harness import (
 from tests.parity.nets import NETS
 from traceops import ops
 from traceops.errors import TraceNotCarriedError
+from traceops.host import plan
 
 TOLERANCE = 1e-10
 LIF = NETS['lif']
@@ -293,7 +294,15 @@ class TestWhereUpstreamIsAsFast:
         want, got = both(upstream, ours, lambda run: run.grad())
         assert_close(want, got, 0., nonzero=True)
         row = traceops.explain(ours.learner).rows[0]
-        assert row.engine == 'per-step' and '7 steps, less than 8' in row.reason
+        assert row.engine == 'per-step' and 'a sequence of 7 steps' in row.reason
+
+    @pytest.mark.parametrize('steps, reason', [(1, 'a sequence of 1 steps'), (2, '')])
+    def test_of_a_larger_net_only_one_step(self, steps, reason, monkeypatch):
+        monkeypatch.setattr(plan, 'SMALL', 4)
+        ours = start(traceops.compile, LIF, 'es', steps)
+        ours.grad()
+        row = traceops.explain(ours.learner).rows[0]
+        assert row.engine == ('per-step' if reason else 'window') and reason in row.reason
 
     @pytest.mark.parametrize('settings, steps, vmap', [
         ({'window': 3}, 7, False), ({'two_phase': True}, 7, False), ({}, 7, True),

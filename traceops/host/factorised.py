@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView, split_states, stack_states
+from traceops.host.relations import RelationView, split_states, stack_states, weight_bytes
 from traceops.host.rule import Carry, Grads, Rule, following, whole
 from traceops.kernels.es_trace_window.reference import (
     es_trace_step,
@@ -40,11 +40,7 @@ class FactorisedRule(Rule):
         A window costs little beside its steps (on a CPU): the sum of its gradient.
         """
         budget = super().memory_budget
-        if not self.folds:
-            return budget
-        weights = sum(leaf.nbytes for path in self.paths
-                      for leaf in jax.tree.leaves(self.learner.param_states[path].value))
-        return min(budget, max(_IN_CACHE, 4 * weights))
+        return min(budget, max(_IN_CACHE, 4 * weight_bytes(self.learner))) if self.folds else budget
 
     @property
     def bypass(self) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView
+from traceops.host.relations import RelationView, weight_bytes
 
-__all__ = ['SHORT', 'Plan', 'at_once', 'make_plan', 'why_short']
+__all__ = ['SHORT', 'SMALL', 'Plan', 'at_once', 'make_plan', 'why_short']
 
-#: Steps of ES-D-RTRL from which on the window is faster on a CPU, measured with small nets.
-SHORT = 8
+#: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets, and bytes
+#: of weights above which it is for two steps; for one it never is. Measured with one layer of LIF.
+SHORT, SMALL = 8, 2 ** 16
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
 _REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
@@ -55,12 +56,13 @@ def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
     upstream's step is 3.5 times as dear) or more than one state a position.
     """
     settings = learner.traceops_settings
-    if (steps >= SHORT or lanes or not isinstance(learner, upstream.IODimVjpAlgorithm)
+    if (steps >= SHORT or (steps > 1 and weight_bytes(learner) > SMALL)
+            or lanes or not isinstance(learner, upstream.IODimVjpAlgorithm)
             or settings.window is not None or at_once(settings)
             or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
         return None
-    return (f"a sequence of {steps} steps, less than {SHORT}: upstream's step is as fast; "
-            f'traceops.configure(window=...) asks for the window')
+    return (f"a sequence of {steps} steps: upstream's step is as fast for one, and for less than "
+            f'{SHORT} of a small net; traceops.configure(window=...) asks for the window')
 
 
 def _rule_reason(learner: Any) -> str | None:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.window.weight_vjp import input_dependent, weight_vjp
 
-__all__ = ['RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states']
+__all__ = ['RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
+           'weight_bytes']
 
 
 def stack_states(arrays: Any) -> Any:
@@ -99,3 +100,10 @@ class RelationView:
 def relation_views(learner: Any) -> tuple[RelationView, ...]:
     """The relations of a compiled learner."""
     return tuple(RelationView(r) for r in learner.graph.hidden_param_op_relations)
+
+
+def weight_bytes(learner: Any) -> int:
+    """Bytes of the parameters that have a trace."""
+    paths = {path for view in relation_views(learner) for path in view.paths}
+    return sum(leaf.nbytes for path in paths
+               for leaf in jax.tree.leaves(learner.param_states[path].value))
