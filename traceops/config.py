@@ -59,9 +59,10 @@ class Settings:
         What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
         fails; a backend that is named works or raises.
     two_phase : bool or None
-        ``True``: the loop over time only simulates, and Jacobians, learning signals and losses
-        of all steps of a window are computed together after it. ``False``: step by step.
-        ``None``: together on a GPU, where the launches of a step cost more than its arithmetic.
+        How what a window recorded is digested after the loop over time, which only simulates.
+        ``True``: Jacobians and learning signals of all steps are stored and digested together.
+        ``False``: a step at a time, most of them never stored. ``None``: together on a GPU, where
+        the launches of a step cost more than its arithmetic.
     """
 
     window: int | None = None

@@ -50,7 +50,7 @@ def simulated(phases, slices, carry, constant):
     """What the loop over time leaves: core, prompt outputs of each step, what is kept."""
     core, prompt, kept = [carry[i] for i in phases.core], [], []
     for now in zip(*slices, strict=True):
-        core, *more = phases.simulate(constant, now, core)
+        core, *more = phases.simulate(constant, now, core, {})
         prompt.append(more[0])
         kept.append(more[1])
     stack = lambda found: [jnp.stack(a) for a in zip(*found, strict=True)]  # noqa: E731
@@ -117,7 +117,7 @@ def test_what_is_had_later_is_cheap(float64):
 def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
-    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry)[2]]
+    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry, {})[2]]
     closed = jax.make_jaxpr(lambda *args: phases.replay(*args).sums)(constant, [x], kept, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
@@ -144,7 +144,7 @@ def test_effects_stay_in_the_loop():
 
     closed = inlined(jax.make_jaxpr(loud)(1., 2.))
     phases = split_step(closed, (0, 1), (0,), (1,), ())
-    (h,), _, kept = phases.simulate((), [1.], [2.])
+    (h,), _, kept = phases.simulate((), [1.], [2.], {})
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
     replay = phases.replay((), [jnp.ones(1)], [jnp.stack([a]) for a in kept], [2.])

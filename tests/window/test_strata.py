@@ -100,7 +100,7 @@ def test_the_states_are_the_same(float64, step):
     phases = split(step)
     core, kept = [(h, r)[i] for i in phases.core], []
     for one in x:
-        core, _, more = phases.simulate(weights, [one], core)
+        core, _, more = phases.simulate(weights, [one], core, {})
         kept.append(more)
     replay = phases.replay(weights, [x], [jnp.stack(a) for a in zip(*kept, strict=True)], [h, r])
     want, before = [h, r], []
@@ -112,4 +112,4 @@ def test_the_states_are_the_same(float64, step):
         assert np.linalg.norm(want[i]) > 0.1
         np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
     np.testing.assert_allclose(replay.stacked[0], jnp.stack(before), rtol=1e-10)
-    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r])] == [(N,), (N,)]
+    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})] == [(N,), (N,)]

@@ -72,7 +72,7 @@ def gradient(
             _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
             tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
             counter=learner.running_index, once=learner._recorder.once,
-            prompt=rule.prompt)
+            prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(rule, program, length)
@@ -189,7 +189,8 @@ def evolve(
 
     with _recording(learner):
         program = trace_step(step, (sequences,), tape=learner._recorder.tape,
-                             constants=(), counter=learner.running_index)
+                             constants=(), counter=learner.running_index,
+                             panels=not at_once(learner.traceops_settings))
     if program.count != 1:
         return as_upstream(_count_reason(program.count))
     K = _window_length(rule, program, length)

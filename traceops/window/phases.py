@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
 from traceops.window.jaxprs import backward_slice, depends_on, part, reached
+from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.strata import strata_of
 
 __all__ = ['Phases', 'split_step']
@@ -61,6 +62,8 @@ class Phases:
     strata : tuple of tuple of int
         Numbers of carried outputs that replay computes as well, group by group, each in a loop of
         its own: no other waits for them (see :mod:`traceops.window.strata`).
+    panelled : tuple of equations
+        Products that the loop over time takes in panels (see :mod:`traceops.window.panels`).
     """
 
     closed: ClosedJaxpr
@@ -73,6 +76,7 @@ class Phases:
     kept: tuple[Any, ...]
     entered: dict[Any, Any]
     strata: tuple[tuple[int, ...], ...]
+    panelled: tuple[Any, ...]
     simulation: tuple[Any, ...]
     replayed: tuple[Any, ...]
 
@@ -111,36 +115,48 @@ class Phases:
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
         return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
 
-    def advance(self, constant: Sequence[Any], slices: Sequence[Any],
-                carried: Sequence[Any]) -> list[Any]:
-        """All carried outputs of one step, and nothing else."""
-        eqns, _ = backward_slice(self.closed.jaxpr, self._leaving, effects=True)
-        run = part(self.closed, self._in((*self.constant, *self.varying)), self._leaving, eqns)
-        return run(*constant, *slices, *carried)
+    def panels(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
+        """Of each product that is taken in panels: the panels of its weights."""
+        weights = self._same(constant, [eqn.invars[1] for eqn in self.panelled])
+        of = {v: panels_of(value) for v, value in weights.items()}
+        return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.panelled}
 
-    def simulate(self, constant: Sequence[Any], slices: Sequence[Any],
-                 core: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The core and the prompt outputs of one step, and what its replay will read.
+    def advance(self, constant: Sequence[Any], slices: Sequence[Any], carried: Sequence[Any],
+                panels: dict[Any, list[Any]]) -> list[Any]:
+        """All carried outputs of one step, and nothing else."""
+        inputs = self._in((*self.constant, *self.varying))
+        return self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
+                          self._leaving, (), panels)
+
+    def simulate(self, constant: Sequence[Any], slices: Sequence[Any], core: Sequence[Any],
+                 panels: dict[Any, list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The core and the prompt outputs of one step, and what its replay will read."""
+        inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
+        core_out, prompt = [self._leaving[i] for i in self.core], self._out(self.prompt)
+        out = self._loop(dict(zip(inputs, (*constant, *slices, *core), strict=True)),
+                         [*core_out, *prompt, *self.kept], self.kept, panels)
+        first, second = len(core_out), len(core_out) + len(prompt)
+        return out[:first], out[first:second], out[second:]
+
+    def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], kept: Sequence[Any],
+              panels: dict[Any, list[Any]]) -> list[Any]:
+        """What is ``wanted`` of one step of the loop over time.
 
         What is kept is computed once, before all that reads it: left to itself, XLA fuses it into
         its readers (the state update, the copy that is kept) and does the work twice, or updates
         a state in place that is read later, which it has to copy then.
         """
-        jaxpr = self.closed.jaxpr
-        inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
-        wanted = [*(self._leaving[i] for i in self.core), *self._out(self.prompt)]
-        eqns, _ = backward_slice(jaxpr, [*wanted, *self.kept], effects=True)
-        env = dict(zip(inputs, (*constant, *slices, *core), strict=True))
-        for eqn in eqns:
-            read = [v for v in eqn.invars if not isinstance(v, Literal) and v in env]
-            out = part(self.closed, list(dict.fromkeys(read)), eqn.outvars, [eqn])(
-                *(env[v] for v in dict.fromkeys(read)))
-            if any(v in self.kept for v in eqn.outvars):
+        for eqn in backward_slice(self.closed.jaxpr, wanted, effects=True)[0]:
+            if not panels.keys().isdisjoint(eqn.outvars):
+                out = [product(eqn, env[eqn.invars[0]], panels[eqn.outvars[0]])]
+            else:
+                read = [v for v in dict.fromkeys(
+                    v for v in eqn.invars if not isinstance(v, Literal)) if v in env]
+                out = part(self.closed, read, eqn.outvars, [eqn])(*(env[v] for v in read))
+            if any(v in kept for v in eqn.outvars):
                 out = jax.lax.optimization_barrier(out)
             env.update(zip(eqn.outvars, out, strict=True))
-        out = part(self.closed, list(env), wanted, ())(*env.values())
-        n = len(self.core)
-        return out[:n], out[n:], [env[v] for v in self.kept]
+        return part(self.closed, list(env), wanted, ())(*env.values())
 
     def replay(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
                first: Sequence[Any], later: Sequence[int] = ()) -> Replay:
@@ -326,7 +342,7 @@ class _Totals:
 
 def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
                stacked: Sequence[int], summed: Sequence[int],
-               prompt: Sequence[int] = ()) -> Phases:
+               prompt: Sequence[int] = (), panels: bool = False) -> Phases:
     """Cut a step in two.
 
     Parameters
@@ -337,6 +353,8 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         Inputs that differ from step to step; the others are the same in all.
     carried, stacked, summed, prompt : sequence of int
         Outputs, as in :class:`Phases`; which of them are fixed is found out.
+    panels : bool
+        Whether products with large weights are taken in panels.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
     fixed = tuple(i for i in (*prompt, *stacked) if not depends_on(closed, i, varying))
@@ -359,8 +377,9 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     kept = (*(v for _, v in core if v in needed and v not in entered),
             *(v for e in simulation for v in e.outvars if v in entered.values() or (
                 v in needed and (v in dear or v in passes))))
+    panelled = tuple(e for e in simulation if panels and in_panels(e, varies))
     return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed), kept,
-                  entered, tuple(strata), tuple(simulation), tuple(replayed))
+                  entered, tuple(strata), panelled, tuple(simulation), tuple(replayed))
 
 
 def _is_dear(eqn: Any) -> bool:

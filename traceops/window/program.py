@@ -119,9 +119,11 @@ class StepProgram:
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
                    fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, what it kept, carry and results of a forward fold)``."""
+        panels = self.phases.panels(constant)
+
         def step(full: Any, x: Any) -> Any:
             core, carry = full
-            new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core)
+            new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core, panels)
             folded = None
             if fold is not None:
                 known = {**same, **dict(zip(self.phases.prompt, prompt, strict=True))}
@@ -138,9 +140,11 @@ class StepProgram:
     def advance(self, states: Any, xs: Any) -> Any:
         """The states after ``xs``; nothing is recorded."""
         constant = self._constant()
+        panels = self.phases.panels(constant)
 
         def body(states: Any, x: Any) -> Any:
-            new = self.phases.advance(constant, jax.tree.leaves(x), jax.tree.leaves(states))
+            new = self.phases.advance(
+                constant, jax.tree.leaves(x), jax.tree.leaves(states), panels)
             return _like(new, states), None
 
         return jax.lax.scan(body, states, xs)[0]
@@ -179,7 +183,8 @@ def _like(new: Any, old: Any) -> Any:
 
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
-               once: Sequence[Any] = (), prompt: Sequence[Any] = ()) -> StepProgram:
+               once: Sequence[Any] = (), prompt: Sequence[Any] = (),
+               panels: bool = False) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -198,6 +203,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         they are the same at every step.
     prompt : sequence of State
         Those of the tape that are had in the loop that simulates: what a forward fold digests.
+    panels : bool
+        Whether that loop takes products with large weights in panels (for a CPU).
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -228,7 +235,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     phases = split_step(
         closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
         stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
-        prompt=prompt)
+        prompt=prompt, panels=panels)
     counter_at = _position(counter, states)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,

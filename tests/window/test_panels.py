@@ -1,0 +1,77 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Products with large weights are taken some columns at a time, with the same result."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.parity.test_rules import compare
+from traceops.window import panels
+from traceops.window.jaxprs import inlined
+from traceops.window.phases import split_step
+
+
+def step(x, h, W):
+    h = jnp.tanh(jnp.concatenate([x, h], -1) @ W)
+    return h, h.sum()
+
+
+def phases(batch, n_in, n, asked=True):
+    x, h, W = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (
+        (batch, n_in), (batch, n), (n_in + n, n)))
+    closed = inlined(jax.make_jaxpr(step)(x, h, W))
+    return split_step(closed, (0, 1), (0,), (1,), (), panels=asked)
+
+
+@pytest.mark.parametrize('batch, n_in, n, taken', [
+    (8, 50, 2048, True), (8, 50, 2000, True),           # larger than 12 MiB
+    (8, 50, 1024, True), (8, 50, 1000, False),          # 4 MiB: only with rows of 4 KiB
+    (8, 50, 128, False), (1, 50, 2048, False), (64, 50, 2048, False)])
+def test_which_products(batch, n_in, n, taken):
+    assert bool(phases(batch, n_in, n).panelled) == taken
+    assert not phases(batch, n_in, n, asked=False).panelled
+
+
+@pytest.mark.parametrize('n', [1024, 2000])
+def test_the_numbers_are_those_of_the_whole_product(n):
+    cut, whole = phases(8, 50, n), phases(8, 50, n, asked=False)
+    rng = np.random.RandomState(0)
+    W, x, h = (jnp.asarray(rng.randn(*s), jnp.float32) for s in ((50 + n, n), (8, 50), (8, n)))
+    taken = cut.panels([W])
+    (columns,) = taken.values()
+    assert [c.shape[1] for c in columns] == [*[384] * (n // 384), n % 384] and not whole.panels([W])
+    for run in ('simulate', 'advance'):
+        a, b = (jax.jit(getattr(p, run))([W], [x], [h], given)
+                for p, given in ((cut, taken), (whole, {})))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), a, b)
+        assert jnp.abs(jax.tree.leaves(a)[0]).min() > 0
+
+
+def test_weights_are_cut_outside_of_the_loop():
+    cut = phases(8, 50, 1024)
+
+    def loop(W, xs, h):
+        given = cut.panels([W])
+        return jax.lax.scan(
+            lambda h, x: (cut.simulate([W], [x], [h], given)[0][0], None), h, xs)[0]
+
+    jaxpr = jax.make_jaxpr(loop)(*(jnp.zeros(s) for s in ((1074, 1024), (5, 8, 50), (8, 1024))))
+    (scan,) = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
+    inside = [e for e in scan.params['jaxpr'].eqns if e.primitive.name == 'dot_general']
+    assert [e.invars[1].aval.shape for e in inside] == [(1074, 384), (1074, 384), (1074, 256)]
+    assert all(e.invars[1] in scan.params['jaxpr'].jaxpr.invars for e in inside)
+
+
+@pytest.mark.parametrize('net, rule, carry', [
+    ('alif', 'd_rtrl', True), ('two-layer', 'es', True), ('gru', 'd_rtrl', False)])
+def test_training(float64, monkeypatch, net, rule, carry):
+    """Nets small enough for upstream, as if the cache were smaller still."""
+    for name, value in (('WIDTH', 2), ('_LARGE', 0), ('_ROWS', range(1, 64))):
+        monkeypatch.setattr(panels, name, value)
+    cut = []
+    monkeypatch.setattr('traceops.window.phases.product',
+                        lambda *args: cut.append(1) or panels.product(*args))
+    compare(net, rule, False, 7, 3, 1e-10, carry=carry)
+    assert cut

@@ -1,0 +1,57 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Products with large weights in the loop over time: some columns at a time, on a CPU.
+
+XLA's product copies all of the weights into blocks before it multiplies. Of weights larger than
+the cache that copy passes through memory at every step, and rows a multiple of 4 KiB apart fall
+into the same sets of the cache, so that it is slow much earlier. A panel of columns, contiguous,
+has neither. Each column is a sum of its own, in the same order: spikes, which may hang on its last
+bit, stay upstream's. (With the weights transposed a step is faster still, and they do not.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ['WIDTH', 'in_panels', 'panels_of', 'product']
+
+#: Columns of a panel: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a panel ends
+#: where a tile of the whole product does, and what is left over is the same in both.
+WIDTH = 384
+
+#: Bytes of the weights from which on panels are faster, and those for rows that collide.
+_LARGE, _LARGE_COLLIDING = 12 * 2 ** 20, 4 * 2 ** 20
+_COLLIDING = 2 ** 12
+
+#: Rows of the other operand: with one or two there is no copy, with many it is soon paid for.
+_ROWS = range(4, 64)
+
+
+def in_panels(eqn: Any, varies: Set[Any]) -> bool:
+    """Whether an equation is a product with weights, the same at every step, that are large."""
+    if eqn.primitive.name != 'dot_general':
+        return False
+    left, right = eqn.invars
+    (_, contracted), (batch, _) = eqn.params['dimension_numbers']
+    if batch or right in varies or left not in varies or right.aval.ndim != 2 or (
+            tuple(contracted) != (0,)):
+        return False
+    columns, size = right.aval.shape[1], right.aval.dtype.itemsize
+    large = _LARGE if (columns * size) % _COLLIDING else _LARGE_COLLIDING
+    return right.aval.size * size >= large and eqn.outvars[0].aval.size // columns in _ROWS
+
+
+def panels_of(weights: Any) -> list[Any]:
+    """The columns of ``weights``, ``[inputs, outputs]``, :data:`WIDTH` at a time."""
+    # the barrier keeps the copies out of the loop, and whole
+    return [jax.lax.optimization_barrier(weights[:, start:start + WIDTH])
+            for start in range(0, weights.shape[1], WIDTH)]
+
+
+def product(eqn: Any, left: Any, panels: Sequence[Any]) -> Any:
+    """What ``eqn`` makes of ``left`` and the weights."""
+    return jnp.concatenate([eqn.primitive.bind(left, panel, **eqn.params) for panel in panels], -1)
