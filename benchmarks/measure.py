@@ -199,8 +199,8 @@ def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[
     return function, tuple(state.value for state in trace.states)
 
 
-def run(case: Case, repeats: int, progress: bool = True) -> Row:
-    """Check the gradients, then time everybody interleaved."""
+def run(case: Case, repeats: int, progress: bool = True, programs: bool = True) -> Row:
+    """Check the gradients, then time everybody interleaved; ``programs``: compiling too."""
     row = Row(case)
     brainstate.environ.set(dt=1. * u.ms)
     x, y = data(case)
@@ -210,7 +210,8 @@ def run(case: Case, repeats: int, progress: bool = True) -> Row:
         jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
         row.error = _compared(jitted, x, y, row)
     if not row.error:
-        for name, (seconds, program) in _compiled(fns, (x, y), min(3, repeats)).items():
+        rounds = min(3, repeats) if programs else 0
+        for name, (seconds, program) in _compiled(fns, (x, y), rounds).items():
             row.compile_seconds[name] = float(np.median(seconds))
             used = program.memory_analysis()
             row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes

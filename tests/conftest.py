@@ -1,6 +1,8 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import itertools
+import os
 
 import brainstate
 import jax
@@ -8,6 +10,22 @@ import pytest
 import saiunit as u
 
 import traceops
+
+# Most of the time here is tracing: objects by the million, none of them garbage while it lasts,
+# and the line that every operation is from.
+gc.set_threshold(200_000, 20, 100)
+jax.config.update('jax_traceback_in_locations_limit', 0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one worker compiled, the others have, as long as the tests last."""
+    mine = tmp_path_factory.getbasetemp()
+    ours = mine.parent if 'PYTEST_XDIST_WORKER' in os.environ else mine
+    jax.config.update('jax_compilation_cache_dir', str(ours / 'programs'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    yield
 
 
 @pytest.fixture(autouse=True)

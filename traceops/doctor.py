@@ -97,7 +97,7 @@ def check_parity(rule: str, vmap: bool) -> Check:
         from traceops.benchmarks.measure import run
         with traceops.configured(window=20):        # the engine, where upstream is as fast too
             row = run(Case(name, 'lif', rule, 64, None, steps=20, batch=8, vmap=vmap), repeats=1,
-                      progress=False)
+                      progress=False, programs=False)
     except Exception as err:                    # whatever it is, it is a finding
         return Check(name, False, f'{type(err).__name__}: {err}', _REPORT)
     if row.error:

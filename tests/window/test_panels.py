@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.parity.test_loops import compare as loop_is_upstreams
+from tests.parity.test_loops import tutorial
 from tests.parity.test_rules import compare
 from traceops.window import panels
 from traceops.window.jaxprs import inlined
@@ -64,14 +66,25 @@ def test_weights_are_cut_outside_of_the_loop():
     assert all(e.invars[1] in scan.params['jaxpr'].jaxpr.invars for e in inside)
 
 
-@pytest.mark.parametrize('net, rule, carry', [
-    ('alif', 'd_rtrl', True), ('two-layer', 'es', True), ('gru', 'd_rtrl', False)])
-def test_training(float64, monkeypatch, net, rule, carry):
-    """Nets small enough for upstream, as if the cache were smaller still."""
+@pytest.fixture
+def small_cache(monkeypatch):
+    """Nets small enough for upstream, as if the cache were smaller still; products it cuts."""
     for name, value in (('WIDTH', 2), ('_LARGE', 0), ('_ROWS', range(1, 64))):
         monkeypatch.setattr(panels, name, value)
     cut = []
-    monkeypatch.setattr('traceops.window.phases.product',
-                        lambda *args: cut.append(1) or panels.product(*args))
+    for module in ('phases', 'kept'):
+        monkeypatch.setattr(f'traceops.window.{module}.product',
+                            lambda *args: cut.append(1) or panels.product(*args))
+    return cut
+
+
+@pytest.mark.parametrize('net, rule, carry', [
+    ('alif', 'd_rtrl', True), ('two-layer', 'es', True), ('gru', 'd_rtrl', False)])
+def test_training(float64, small_cache, net, rule, carry):
     compare(net, rule, False, 7, 3, 1e-10, carry=carry)
-    assert cut
+    assert small_cache
+
+
+def test_a_loop_written_by_hand(float64, small_cache):
+    loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
+    assert small_cache

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
-from traceops.host.plan import why_short
+from traceops.host.plan import at_once, why_short
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
@@ -215,13 +215,14 @@ class _DeferredLoop:
 
     # -- the new loop ------------------------------------------------------------------------
 
-    def _step(self, constants: dict[Value, Any], carry: Any, x: Any) -> Any:
+    def _step(self, constants: dict[Value, Any], carry: Any, x: Any,
+              panels: dict[Value, list[Any]]) -> Any:
         live, inners = carry
         analysis = self.analysis
         env = dict(constants)
         env.update(zip((analysis.entering[i] for i in self.live), live, strict=True))
         env.update(zip(analysis.flat.inputs[analysis.carries:], x, strict=True))
-        self.kept.run(env, self.wanted)
+        self.kept.run(env, self.wanted, panels)
         new = [read(env, analysis.leaving[i]) for i in self.live]
         ys = [read(env, v) for v in analysis.flat.outputs[analysis.carries:]]
         both = [one.digest(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
@@ -235,7 +236,7 @@ class _DeferredLoop:
         def step(consts: Any, init: Any, x: Any) -> Any:
             inners = [one.inner(one.entering(init)) for one in self.learners]
             return self._step(self._constants(consts, init),
-                              ([init[i] for i in self.live], inners), x)[1][1]
+                              ([init[i] for i in self.live], inners), x, {})[1][1]
 
         with unwatched():
             slices = [jax.eval_shape(lambda a: a[0], a) for a in self.body.xs]
@@ -248,13 +249,16 @@ class _DeferredLoop:
         constants = self._constants(consts, init)
         if self.reverse:
             xs = [jnp.flip(a, 0) for a in xs]
+        panels = {}
+        if not any(at_once(one.settings) for one in self.learners):
+            panels = self.kept.panels(lambda v: self.kept.constant(v, dict(constants)))
 
         def window(full: Any, xs_w: Any, count: int) -> Any:
             live, sums, carries = full
             inners = [one.inner(c) for one, c in zip(self.learners, carries, strict=True)]
             (live, _inners), (ys, records) = self.original(
-                lambda c, x: self._step(constants, c, x), (live, inners), xs_w, length=count,
-                unroll=self.unroll)
+                lambda c, x: self._step(constants, c, x, panels), (live, inners), xs_w,
+                length=count, unroll=self.unroll)
             solved, after = {}, []
             known = dict(constants)
 

@@ -11,7 +11,7 @@ bit, stay upstream's. (With the weights transposed a step is faster still, and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,18 +31,19 @@ _COLLIDING = 2 ** 12
 _ROWS = range(4, 64)
 
 
-def in_panels(eqn: Any, varies: Set[Any]) -> bool:
-    """Whether an equation is a product with weights, the same at every step, that are large."""
-    if eqn.primitive.name != 'dot_general':
+def in_panels(operation: Any, operands: Sequence[Any], varies: Callable[[Any], bool]) -> bool:
+    """Whether an equation (or node) is a product with large weights, the same at every step."""
+    if operation.primitive.name != 'dot_general':
         return False
-    left, right = eqn.invars
-    (_, contracted), (batch, _) = eqn.params['dimension_numbers']
-    if batch or right in varies or left not in varies or right.aval.ndim != 2 or (
-            tuple(contracted) != (0,)):
+    left, right = operands
+    (_, contracted), (batch, _) = operation.params['dimension_numbers']
+    if batch or tuple(contracted) != (0,) or right.aval.ndim != 2 or (
+            varies(right) or not varies(left)):
         return False
-    columns, size = right.aval.shape[1], right.aval.dtype.itemsize
-    large = _LARGE if (columns * size) % _COLLIDING else _LARGE_COLLIDING
-    return right.aval.size * size >= large and eqn.outvars[0].aval.size // columns in _ROWS
+    inputs, columns = right.aval.shape
+    row = columns * right.aval.dtype.itemsize
+    large = _LARGE if row % _COLLIDING else _LARGE_COLLIDING
+    return inputs * row >= large and left.aval.size // inputs in _ROWS
 
 
 def panels_of(weights: Any) -> list[Any]:
@@ -52,6 +53,7 @@ def panels_of(weights: Any) -> list[Any]:
             for start in range(0, weights.shape[1], WIDTH)]
 
 
-def product(eqn: Any, left: Any, panels: Sequence[Any]) -> Any:
-    """What ``eqn`` makes of ``left`` and the weights."""
-    return jnp.concatenate([eqn.primitive.bind(left, panel, **eqn.params) for panel in panels], -1)
+def product(operation: Any, left: Any, panels: Sequence[Any]) -> Any:
+    """What the operation makes of ``left`` and the weights."""
+    return jnp.concatenate([
+        operation.primitive.bind(left, panel, **operation.params) for panel in panels], -1)

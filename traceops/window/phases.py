@@ -377,7 +377,8 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     kept = (*(v for _, v in core if v in needed and v not in entered),
             *(v for e in simulation for v in e.outvars if v in entered.values() or (
                 v in needed and (v in dear or v in passes))))
-    panelled = tuple(e for e in simulation if panels and in_panels(e, varies))
+    panelled = tuple(e for e in simulation
+                     if panels and in_panels(e, e.invars, varies.__contains__))
     return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed), kept,
                   entered, tuple(strata), panelled, tuple(simulation), tuple(replayed))
 
