@@ -38,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 1 when a gradient check failed."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.plots and (args.loops or args.operations):
+        parser.error('--plots draws nets: leave out --loops and --operations')
+    if args.operations and (args.loops or args.markdown):
+        parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
     if args.loops:
         return _loops(args)
     cases = [c for c in CASES if fnmatch.fnmatch(c.name, args.cases)]
@@ -84,6 +89,8 @@ def _loops(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps({'machine': report.machine(), 'loops': rows}, indent=2)
                              + '\n')
+    if args.markdown:
+        args.markdown.write_text(loops.markdown(rows))
     return 1 if any(row['error'] for row in rows) else 0
 
 

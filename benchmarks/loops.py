@@ -33,7 +33,7 @@ from traceops.benchmarks.measure import TOLERANCE, check, data
 from traceops.benchmarks.nets import make
 from traceops.text import render
 
-__all__ = ['CASES', 'LoopCase', 'main', 'run']
+__all__ = ['CASES', 'LoopCase', 'main', 'markdown', 'run']
 
 COMPILE_BAR = 1.5
 
@@ -215,6 +215,11 @@ def _cells(f: dict[str, Any]) -> list[str]:
     return [f['name'], *(f'{f["seconds"][who] * 1e3:.1f}' for who in ('upstream', 'traceops')),
             f'{f["ratio"]:.2f}x ({met} {f["bar"]:g})', f'{f["difference"]:.1e}',
             f'{f["compile_ratio"]:.2f}{late}', curves]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for a README."""
+    return report.markdown(rows, _HEAD, _cells)
 
 
 def main(cases: list[LoopCase], repeats: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -123,10 +124,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     return render(out, width=200)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]], head: Sequence[str] = _HEAD,
+             cells: Callable[[dict[str, Any]], list[str]] = _cells) -> str:
     """The same table for a README."""
-    lines = [machine_text() + '.', '', '| ' + ' | '.join(_HEAD) + ' |', '|---' * len(_HEAD) + '|']
-    lines += ['| ' + ' | '.join(_cells(f)) + ' |' for f in rows]
+    lines = [machine_text() + '.', '', '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    lines += ['| ' + ' | '.join(cells(f)) + ' |' for f in rows]
     return '\n'.join(lines) + '\n'
 
 

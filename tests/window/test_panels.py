@@ -20,7 +20,13 @@ def step(x, h, W):
     return h, h.sum()
 
 
-def phases(batch, n_in, n, asked=True):
+def integrate_and_fire(x, h, W):
+    spikes = (h > 1).astype(h.dtype)
+    h = 0.9 * h - spikes + jnp.concatenate([x, spikes], -1) @ W
+    return h, h.sum()
+
+
+def phases(batch, n_in, n, asked=True, step=step):
     x, h, W = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (
         (batch, n_in), (batch, n), (n_in + n, n)))
     closed = inlined(jax.make_jaxpr(step)(x, h, W))
@@ -49,6 +55,25 @@ def test_the_numbers_are_those_of_the_whole_product(n):
                 for p, given in ((cut, taken), (whole, {})))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), a, b)
         assert jnp.abs(jax.tree.leaves(a)[0]).min() > 0
+
+
+@pytest.mark.parametrize('n', [1024, 2000])
+def test_spikes_are_those_of_the_whole_product(n):
+    """Twenty steps, in which one spike more or less would grow to many."""
+    cut, whole = (phases(8, 50, n, asked, integrate_and_fire) for asked in (True, False))
+    rng = np.random.RandomState(0)
+    W = jnp.asarray(4 * rng.randn(50 + n, n) / n ** .5, jnp.float32)
+    xs = jnp.asarray(rng.rand(20, 8, 50) < .1, jnp.float32)
+    h = jnp.zeros((8, n), jnp.float32)
+
+    def spikes(p):
+        def run(W, xs, h):
+            given = p.panels([W])
+            return jax.lax.scan(lambda h, x: 2 * (p.simulate([W], [x], [h], given)[0],), [h], xs)[1]
+        return jax.jit(run)(W, xs, h)[0] > 1
+    a, b = spikes(cut), spikes(whole)
+    assert cut.panelled and not whole.panelled
+    assert (a == b).all() and 0.02 < a[1:].mean() < 0.6
 
 
 def test_weights_are_cut_outside_of_the_loop():
