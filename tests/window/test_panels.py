@@ -69,7 +69,7 @@ def test_spikes_are_those_of_the_whole_product(n):
     def spikes(p):
         def run(W, xs, h):
             given = p.panels([W])
-            return jax.lax.scan(lambda h, x: 2 * (p.simulate([W], [x], [h], given)[0],), [h], xs)[1]
+            return jax.lax.scan(lambda h, x: 2 * (p.simulate([W], [x], h, given)[0],), [h], xs)[1]
         return jax.jit(run)(W, xs, h)[0] > 1
     a, b = spikes(cut), spikes(whole)
     assert cut.panelled and not whole.panelled
