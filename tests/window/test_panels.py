@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import traceops
 from tests.parity.test_loops import compare as loop_is_upstreams
 from tests.parity.test_loops import tutorial
 from tests.parity.test_rules import compare
+from traceops.host.explain import LoopsExplanation
 from traceops.window import panels
 from traceops.window.jaxprs import inlined
 from traceops.window.phases import split_step
@@ -106,10 +108,13 @@ def small_cache(monkeypatch):
 @pytest.mark.parametrize('net, rule, carry', [
     ('alif', 'd_rtrl', True), ('two-layer', 'es', True), ('gru', 'd_rtrl', False)])
 def test_training(float64, small_cache, net, rule, carry):
-    compare(net, rule, False, 7, 3, 1e-10, carry=carry)
+    ours = compare(net, rule, False, 7, 3, 1e-10, carry=carry)
     assert small_cache
+    assert 'with weights larger than the cache, 2 columns at a time' in str(
+        traceops.explain(ours.learner))
 
 
 def test_a_loop_written_by_hand(float64, small_cache):
-    loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
-    assert small_cache
+    (loop,) = loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
+    assert small_cache and loop.panelled
+    assert f'- {loop.where}: {loop.panelled} product' in str(LoopsExplanation((loop,)))

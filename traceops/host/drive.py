@@ -20,6 +20,7 @@ from traceops.host.plan import at_once, why_short
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
+from traceops.window.panels import said_of
 from traceops.window.program import Fold, StepProgram, trace_step
 from traceops.window.schedule import choose_window, run_windows, run_windows_back
 
@@ -77,8 +78,13 @@ def gradient(
         return as_upstream(_count_reason(program.count))
     K = _window_length(rule, program, length)
     total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
-    learner._last_call = ('window', f'{K} steps per window')
+    learner._last_call = ('window', _said(program, K))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+
+
+def _said(program: StepProgram, K: int) -> str:
+    """What ``explain`` says of a call in windows."""
+    return '; '.join([f'{K} steps per window', *said_of(len(program.phases.panelled))])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
@@ -202,7 +208,7 @@ def evolve(
 
     carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
     rule.store(carry)
-    learner._last_call = ('window', f'{K} steps per window')
+    learner._last_call = ('window', _said(program, K))
     return outputs if return_outputs else None
 
 

@@ -18,6 +18,7 @@ from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
 from traceops.host.relations import RelationView
 from traceops.text import render
+from traceops.window.panels import said_of
 
 __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
 
@@ -118,6 +119,8 @@ class LoopsExplanation:
         if any(loop.kept for loop in self.loops):
             lines.append('- at every step: the loop runs as it is written. If it only added the '
                          'gradients up (norms, clipping and updates after it), they could wait.')
+        lines += [f'- {loop.where}: {said}' for loop in self.loops
+                  for said in said_of(loop.panelled)]
         return '\n'.join(lines)
 
 

@@ -46,6 +46,8 @@ class Loop:
         Learners whose gradients wait.
     kept : tuple of (str, str)
         Learners that run as they are written, and why.
+    panelled : int
+        Products with large weights that are taken some columns at a time.
     """
 
     where: str
@@ -53,6 +55,7 @@ class Loop:
     window: int | None
     deferred: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
+    panelled: int = 0
 
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
@@ -82,7 +85,7 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
     if body is None or not owners_in(body.closed.jaxpr):
         return as_written()
     learners: Sequence[Learner] = ()
-    window, out = None, None
+    window, out, panelled = None, None, 0
     try:
         analysis = Analysis(flatten(body.closed), len(body.init))
         analysis.learners = learners = [
@@ -91,12 +94,12 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
             for one in analysis.learners]
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
         if loop.learners:
-            out, window = loop(), loop.window
+            out, window, panelled = loop(), loop.window, loop.panelled
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
         learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
                     for one in learners]
     if learners:
-        _report(learners, steps, window)
+        _report(learners, steps, window, panelled)
     return as_written() if out is None else out
 
 
@@ -107,9 +110,9 @@ def _length(xs: Any, length: int | None) -> int:
     return length or 0
 
 
-def _report(learners: Sequence[Learner], steps: int, window: int | None) -> None:
+def _report(learners: Sequence[Learner], steps: int, window: int | None, panelled: int) -> None:
     loop = Loop(
-        where=_caller(), steps=steps, window=window,
+        where=_caller(), steps=steps, window=window, panelled=panelled,
         deferred=tuple(_name(one.owner) for one in learners if not one.reason),
         kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason))
     _known.pop(loop, None)
@@ -193,6 +196,7 @@ class _DeferredLoop:
                        *analysis.flat.outputs[analysis.carries:],
                        *(v for one in self.learners for v in one.reads)]
         self.window = self._choose_window() if learners else 0
+        self.panelled = 0               # known once it has run
 
     def __call__(self) -> Any:
         # differentiated from outside, the loop is the one that was written
@@ -252,6 +256,7 @@ class _DeferredLoop:
         panels = {}
         if not any(at_once(one.settings) for one in self.learners):
             panels = self.kept.panels(lambda v: self.kept.constant(v, dict(constants)))
+        self.panelled = len(panels)
 
         def window(full: Any, xs_w: Any, count: int) -> Any:
             live, sums, carries = full

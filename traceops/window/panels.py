@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['WIDTH', 'in_panels', 'panels_of', 'product']
+__all__ = ['WIDTH', 'in_panels', 'panels_of', 'product', 'said_of']
 
 #: Columns of a panel: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a panel ends
 #: where a tile of the whole product does, and what is left over is the same in both.
@@ -57,3 +57,9 @@ def product(operation: Any, left: Any, panels: Sequence[Any]) -> Any:
     """What the operation makes of ``left`` and the weights."""
     return jnp.concatenate([
         operation.primitive.bind(left, panel, **operation.params) for panel in panels], -1)
+
+
+def said_of(count: int) -> list[str]:
+    """What ``explain`` says where ``count`` products are taken in panels."""
+    return [f'{count} product{"s" * (count > 1)} with weights larger than the cache, '
+            f'{WIDTH} columns at a time'] if count else []
