@@ -41,8 +41,10 @@ class _InLoop:
 
     def enter(self, carry: Any) -> None:
         """The traces are those of a rule's carry."""
-        self.etrace_bwg = {k: _Entered(v) for k, v in carry['trace'].items()}
-        self._trace_filters = {k: _Entered(v) for k, v in carry.get('filter', {}).items()}
+        keys = self._learner._recorder.keys
+        self.etrace_bwg, self._trace_filters = (
+            {k: _Entered(v) for k, v in keys.upstreams(carry.get(name, {})).items()}
+            for name in ('trace', 'filter'))
 
 
 class Deferred:
@@ -125,7 +127,7 @@ class Deferred:
         values = [self._in_lanes(read(env, v), m) if v in self._recorded else None
                   for v, m in zip(node.inputs, self._mapped(node), strict=True)]
         operands = node.params['step'].unflatten(values)
-        return self.found.owner._recorder.record((operands['x'], operands['f']), operands['D'])
+        return self.found.owner._recorder.of_step(operands['x'], operands['f'], operands['D'])
 
     @property
     def _recorded(self) -> set[Value]:

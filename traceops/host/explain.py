@@ -16,7 +16,7 @@ from rich.table import Table
 from traceops import ops
 from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
-from traceops.host.relations import RelationView
+from traceops.host.relations import RelationView, relation_views
 from traceops.text import render
 from traceops.window.panels import said_of
 
@@ -186,8 +186,8 @@ def _explain_learner(learner: Any, inner: Any) -> Explanation:
         raise ValueError('the learner is not compiled; call learner.compile_graph(example_input), '
                          'or make it with traceops.compile(model, rule, example_input).')
     engine, reason = _engine(learner, inner)
-    rows = [_row(inner, RelationView(r), g, engine, reason)
-            for r in inner.graph.hidden_param_op_relations for g in r.hidden_groups]
+    rows = [_row(inner, view, g, engine, reason)
+            for view in relation_views(inner) for g in view.relation.hidden_groups]
     return Explanation(tuple(rows), tuple(_notes(inner, rows)))
 
 

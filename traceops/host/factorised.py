@@ -94,16 +94,22 @@ class FactorisedRule(Rule):
         return {} if self.learner._trace_is_fresh() else self._factors()
 
     def _factors(self) -> Carry:
+        xs, fs = self._states
+        return {'x': {k: s.value for k, s in xs.items()},
+                'f': {k: split_states(s.value) for k, s in fs.items()}}
+
+    @property
+    def _states(self) -> Any:
         learner = self.learner
-        return {'x': {k: s.value for k, s in learner.etrace_xs.items()},
-                'f': {k: split_states(s.value) for k, s in learner.etrace_dfs.items()}}
+        return learner._recorder.keys.ours((learner.etrace_xs, learner.etrace_dfs))
 
     def store(self, carry: Carry) -> None:
         """Write both factors into the learner's states."""
+        xs, fs = self._states
         for key, value in carry['x'].items():
-            self.learner.etrace_xs[key].value = value
+            xs[key].value = value
         for key, value in carry['f'].items():
-            self.learner.etrace_dfs[key].value = stack_states(value)
+            fs[key].value = stack_states(value)
 
     def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
               index: Any) -> tuple[Grads, Carry]:

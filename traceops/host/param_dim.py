@@ -42,19 +42,15 @@ class ParamDimRule(Rule):
         """The trace that enters; nothing where it is known to be zero, or not carried."""
         if not self.carried or self.learner._trace_is_fresh():
             return {}
-        carry: Carry = {'trace': _values(self.learner.etrace_bwg)}
-        if self.kappa is not None:
-            carry['filter'] = _values(self.learner._trace_filters)
-        return carry
+        return {name: _values(states) for name, states in self.trace_pass.states.items()}
 
     def store(self, carry: Carry) -> None:
         """Write the trace that leaves into the learner's states."""
         if not self.carried:
             return
-        for key, value in carry['trace'].items():
-            self.learner.etrace_bwg[key].value = value
-        for key, value in carry.get('filter', {}).items():
-            self.learner._trace_filters[key].value = value
+        for name, states in self.trace_pass.states.items():
+            for key, state in states.items():
+                state.value = carry[name][key]
 
     # -- step by step, from the last to the first ------------------------------------------------
 
@@ -194,7 +190,8 @@ class ParamDimRule(Rule):
         over = TracePass(self.learner, self.views, self.lanes, None)
         new = over(carry, None, record, over.leaving(carry, record), weight_vals)[1]
         if self.kappa is not None:
-            new['filter'] = carry['filter'] if carry else _values(self.learner._trace_filters)
+            new['filter'] = carry['filter'] if carry else _values(
+                self.trace_pass.states['filter'])
         return new
 
 

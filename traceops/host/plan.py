@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView, weight_bytes
+from traceops.host.relations import RelationView, relation_views, weight_bytes
 
 __all__ = ['SHORT', 'SMALL', 'Plan', 'at_once', 'make_plan', 'why_short']
 
@@ -104,12 +104,11 @@ def _graph_reason(learner: Any) -> str | None:
             if shared:
                 return (f'{relation.eqn_params["equation"]!r} shares axis {shared!r}: its trace '
                         f'keeps one slot for many positions, which has no adjoint')
-    for relation in graph.hidden_param_op_relations:
-        view = RelationView(relation)
-        for group in relation.hidden_groups:
+    for view in relation_views(learner):
+        for group in view.relation.hidden_groups:
             if not _fits(view, group):
-                return (f'{relation.primitive.name} writes {view.y_shape} into a hidden group of '
-                        f'shape {tuple(group.varshape)}')
+                return (f'{view.relation.primitive.name} writes {view.y_shape} into a hidden '
+                        f'group of shape {tuple(group.varshape)}')
     return None
 
 

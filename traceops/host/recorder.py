@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
-from traceops.host.relations import relation_views, split_states
+from traceops.host.relations import Keys, relation_views, split_states
 
 __all__ = ['Recorder']
 
@@ -32,6 +32,7 @@ class Recorder:
     def __init__(self, learner: Any) -> None:
         self.groups = tuple(learner.graph.hidden_groups)
         self.views = relation_views(learner)
+        self.keys = Keys(learner)
         self.bypass = upstream.has_bypass(learner)
         self.active = False
         self.signal: Any = None
@@ -90,12 +91,15 @@ class Recorder:
         return jax.tree.unflatten(self._tree, leaves)
 
     def record(self, h2w: Any, h2h: Any) -> dict[str, Any]:
-        """One step's factors, each state an array of its own."""
-        xs, fs = h2w
-        wanted = {v.x_key for v in self.views if v.has_input}
+        """One step's factors and Jacobians, as upstream has them."""
+        xs, fs = self.keys.ours(h2w)
+        return self.of_step(xs, fs, h2h)
+
+    def of_step(self, xs: Any, fs: Any, Ds: Any) -> dict[str, Any]:
+        """The same by our keys; each state becomes an array of its own."""
         return {
-            'x': {k: xs[k] for k in wanted},
+            'x': {v.x_key: xs[v.x_key] for v in self.views if v.has_input},
             'f': {k: split_states(f) for k, f in fs.items()},
-            'D': [tuple(split_states(D[..., i, :]) for i in range(D.shape[-1])) for D in h2h],
+            'D': [tuple(split_states(D[..., i, :]) for i in range(D.shape[-1])) for D in Ds],
         }
 

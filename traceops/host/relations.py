@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.window.weight_vjp import input_dependent, weight_vjp
 
-__all__ = ['RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
+__all__ = ['Keys', 'RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
            'weight_bytes']
 
 
@@ -37,14 +37,23 @@ class RelationView:
     """One ETP relation ``y = op(x, W)`` and the hidden groups it feeds."""
 
     relation: Any
-
-    @property
-    def x_key(self) -> Any:
-        return upstream.input_key(self.relation.x_var) if self.has_input else None
+    #: The first relation with this input, and the first with this output.
+    x_place: int
+    y_place: int
 
     @property
     def has_input(self) -> bool:
         return upstream.has_input(self.relation)
+
+    @property
+    def x_key(self) -> Any:
+        return ('x', self.x_place) if self.has_input else None
+
+    def factor_key(self, group: int) -> Any:
+        return ('f', self.y_place, group)
+
+    def trace_key(self, group: int) -> Any:
+        return ('trace', self.y_place, group)
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -57,12 +66,6 @@ class RelationView:
     @property
     def y_shape(self) -> tuple[int, ...]:
         return tuple(self.relation.y_var.aval.shape)
-
-    def factor_key(self, group: int) -> Any:
-        return upstream.factor_key(self.relation.y_var, group)
-
-    def trace_key(self, group: int) -> Any:
-        return (id(self.relation.y_var), group)
 
     def op(self, x: Any, weights: dict[str, Any]) -> Any:
         """The op itself: its own implementation, on one step's operands."""
@@ -99,7 +102,48 @@ class RelationView:
 
 def relation_views(learner: Any) -> tuple[RelationView, ...]:
     """The relations of a compiled learner."""
-    return tuple(RelationView(r) for r in learner.graph.hidden_param_op_relations)
+    relations = learner.graph.hidden_param_op_relations
+    inputs, outputs = ([id(getattr(r, name)) for r in relations] for name in ('x_var', 'y_var'))
+    return tuple(RelationView(r, inputs.index(x), outputs.index(y))
+                 for r, x, y in zip(relations, inputs, outputs, strict=True))
+
+
+class Keys:
+    """Keys of inputs, factors and traces: upstream's, and those of :class:`RelationView`.
+
+    Upstream's are addresses of variables, other ones in every process. jax sorts a dictionary by
+    its keys, so with them one training step would be many programs, and none of them would be
+    found in a compilation cache.
+    """
+
+    def __init__(self, learner: Any) -> None:
+        self._ours: dict[Any, Any] = {}
+        for view in relation_views(learner):
+            relation = view.relation
+            if relation.x_var is not None:
+                self._ours[upstream.input_key(relation.x_var)] = ('x', view.x_place)
+            for g in view.groups:
+                self._ours[upstream.factor_key(relation.y_var, g)] = view.factor_key(g)
+                self._ours[upstream.trace_key(relation.y_var, g)] = view.trace_key(g)
+        self._upstreams = {ours: key for key, ours in self._ours.items()}
+
+    def ours(self, values: Any) -> Any:
+        """A dictionary of upstream's, or a tuple of them, by our keys."""
+        return _renamed(values, self._ours)
+
+    def upstreams(self, values: Any) -> Any:
+        """The other way."""
+        return _renamed(values, self._upstreams)
+
+
+def _renamed(values: Any, names: dict[Any, Any]) -> Any:
+    if isinstance(values, tuple):
+        return tuple(_renamed(v, names) for v in values)
+    unknown = values.keys() - names.keys()
+    if unknown:
+        raise KeyError(f'{unknown} are not of this learner')
+    # in the order of the relations: what jax gives back comes in that of the addresses
+    return {name: values[key] for key, name in names.items() if key in values}
 
 
 def weight_bytes(learner: Any) -> int:

@@ -50,7 +50,7 @@ class Steps:
 
     def __init__(self, learner: Any, update: Callable[..., Any], solve: Callable[..., Any],
                  previous: Callable[..., Any] | None) -> None:
-        self.learner = learner
+        self.learner, self.keys = learner, learner._recorder.keys
         self.paths = tuple(dict.fromkeys(
             path for relation in learner.graph.hidden_param_op_relations
             for path in relation.trainable_paths.values()))
@@ -63,26 +63,30 @@ class Steps:
 
     def update(self, trace: Any, h2w: Any, h2h: Any, weight_vals: Any) -> Any:
         """The trace after this step."""
-        xs, fs = h2w
-        return self._take(UPDATE, trace=trace, x=xs, f=fs, D=list(h2h),
-                          weights=self._traced(weight_vals))
+        trace, (xs, fs) = self.keys.ours((trace, h2w))
+        return self.keys.upstreams(self._take(
+            UPDATE, trace=trace, x=xs, f=fs, D=list(h2h), weights=self._traced(weight_vals)))
 
     def gradient(self, index: Any, trace: Any, signal: Any, weight_vals: Any) -> Any:
         """``{path: gradient}`` of the parameters with a trace; advances the filters, if any."""
-        filters: dict[Any, Any] = getattr(self.learner, '_trace_filters', {})
-        grads, values = self._take(
-            GRADIENT, index=index, trace=trace, filters={k: s.value for k, s in filters.items()},
-            signal=list(signal), weights=self._traced(weight_vals))
+        grads, values = self._take(GRADIENT, **self._operands(index, trace, signal, weight_vals))
+        filters = self._filters
         for key, value in values.items():
             filters[key].value = value
         return grads
 
     def previous(self, index: Any, trace: Any, signal: Any, weight_vals: Any) -> Any:
         """``{path: gradient}`` that a signal on the previous hidden values makes."""
-        filters: dict[Any, Any] = getattr(self.learner, '_trace_filters', {})
-        return self._take(
-            PREVIOUS, index=index, trace=trace, filters={k: s.value for k, s in filters.items()},
-            signal=list(signal), weights=self._traced(weight_vals))
+        return self._take(PREVIOUS, **self._operands(index, trace, signal, weight_vals))
+
+    def _operands(self, index: Any, trace: Any, signal: Any, weight_vals: Any) -> dict[str, Any]:
+        return {'index': index, 'trace': self.keys.ours(trace),
+                'filters': {k: s.value for k, s in self._filters.items()},
+                'signal': list(signal), 'weights': self._traced(weight_vals)}
+
+    @property
+    def _filters(self) -> dict[Any, Any]:
+        return self.keys.ours(getattr(self.learner, '_trace_filters', {}))
 
     def _traced(self, weight_vals: Any) -> Any:
         return {path: weight_vals[path] for path in self.paths}
@@ -99,7 +103,8 @@ class Steps:
     # -- what the steps compute: upstream's own -----------------------------------------------
 
     def _update(self, trace: Any, x: Any, f: Any, D: Any, weights: Any) -> Any:
-        return self._upstream_update(None, trace, (x, f), D, weights, False)
+        trace, x, f = self.keys.upstreams((trace, x, f))
+        return self.keys.ours(self._upstream_update(None, trace, (x, f), D, weights, False))
 
     # -- the update of D-RTRL through its operation, where that has a kernel --------------------
 
@@ -144,9 +149,10 @@ class Steps:
         """Operands of the operation, of each group, as shapes."""
         x, O = view.relation.x_var.aval, view.y_shape[-1]  # noqa: E741
         B, I = math.prod(x.shape[:-1]), x.shape[-1]  # noqa: E741
+        traces = self.keys.ours(self.learner.etrace_bwg)
         for g in view.relation.hidden_groups:
             S = g.num_state
-            trace = self.learner.etrace_bwg[view.trace_key(g.index)].value['weight'].dtype
+            trace = traces[view.trace_key(g.index)].value['weight'].dtype
             yield [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
                 ((B, I, O, S), trace), ((1, B, I), jnp.float32), ((1, B, O, S), jnp.float32),
                 ((B, O, S, S), jnp.float32), ((B, O, S), jnp.float32))]
@@ -155,7 +161,8 @@ class Steps:
         learner, taken = self.learner, self._with_kernels
         rest = [r for r in learner.graph.hidden_param_op_relations
                 if not any(r is view.relation for view in taken)]
-        new = dict(upstream.roll_step(learner, rest, weights, trace, (x, f, D)))
+        old, *factors = self.keys.upstreams((trace, x, f))
+        new = self.keys.ours(upstream.roll_step(learner, rest, weights, old, (*factors, D)))
         over = TracePass(learner, taken, False, None)
         for view in taken:
             for g in view.groups:
@@ -174,7 +181,8 @@ class Steps:
         paired = {**trace, **filters}
         rest = [r for r in learner.graph.hidden_param_op_relations
                 if not any(r is view.relation for view in taken)]
-        grads = upstream.solve_param_dim(learner, rest, paired, signal, weights)
+        grads = upstream.solve_param_dim(
+            learner, rest, self.keys.upstreams(paired), signal, weights)
         for view in taken:
             for g in view.groups:
                 view.add_to(grads, weights, pair_dense(paired[view.trace_key(g)], signal[g]))
@@ -197,9 +205,10 @@ class Steps:
         if filters:
             return self._solve(index, {**trace, **filters}, signal, weights)
         return self._known(self._upstream_previous(  # type: ignore[misc]
-            index, trace, signal, weights))
+            index, self.keys.upstreams(trace), signal, weights))
 
     def _solve(self, index: Any, trace: Any, signal: Any, weights: Any) -> Any:
+        trace = self.keys.upstreams(trace)
         if isinstance(self.learner, upstream.ParamDimVjpAlgorithm):
             return upstream.solve_param_dim(
                 self.learner, self.learner.graph.hidden_param_op_relations, trace, signal, weights)

@@ -38,10 +38,18 @@ class TracePass:
         self.learner, self.views, self.lanes = learner, views, lanes
         self.decay = {'trace': None, **({'filter': kappa} if kappa is not None else {})}
         self.backend = learner.traceops_settings.backend
+        self.keys = learner._recorder.keys
         #: Relations whose op has no closed form upstream.
         self.stepped = [v for v in views
                         if upstream.chunk_rule(v.relation, learner.fast_solve) is None]
         self.closed = [v for v in views if v not in self.stepped]
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """The learner's own, by name and key."""
+        states = {'trace': self.learner.etrace_bwg,
+                  'filter': getattr(self.learner, '_trace_filters', {})}
+        return {name: self.keys.ours(states[name]) for name in self.decay}
 
     def leaving(self, carry: Carry, record: Any) -> dict[str, Any]:
         """What each trace is made of when it leaves, by group (see :func:`leaving_window`)."""
@@ -73,6 +81,7 @@ class TracePass:
         """
         grads: Grads = {}
         new: Carry = {name: {} for name in self.decay}
+        states = self.states['trace']
         paired = dict(zip(self.decay, signals, strict=True)) if carry and signals else {}
         for name, kappa in self.decay.items():
             for g, (factors, totals, transition) in leaving[name].items():
@@ -82,7 +91,7 @@ class TracePass:
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
                     update = self.dense if is_dense(view) else self._by_rule
-                    like = self.learner.etrace_bwg[key].value
+                    like = states[key].value
                     e, named = update(view, like, x, (p, total), transition, old, signal)
                     if kappa is not None and carry:
                         before = carry[name][key]
@@ -158,7 +167,8 @@ class TracePass:
         """Add what traces owe to their signals."""
         def solve(trace: Any, signals: Any) -> Any:
             return upstream.solve_param_dim(
-                self.learner, [v.relation for v in views], trace, signals, weight_vals)
+                self.learner, [v.relation for v in views], self.keys.upstreams(trace), signals,
+                weight_vals)
 
         more = jax.vmap(solve)(trace, signals) if self.lanes else solve(trace, signals)
         for path, value in more.items():
@@ -169,16 +179,16 @@ class TracePass:
         """Ops without a closed form upstream: its own step, T times (its own cost)."""
         relations = [v.relation for v in views]
         keys = [v.trace_key(g) for v in views for g in v.groups]
-        states = {'trace': self.learner.etrace_bwg,
-                  'filter': getattr(self.learner, '_trace_filters', {})}
-        start = {name: {k: carry[name][k] if carry else states[name][k].value for k in keys}
-                 for name in self.decay}
+        start = {name: {k: carry[name][k] if carry else states[k].value for k in keys}
+                 for name, states in self.states.items()}
         record = whole({k: record[k] for k in ('x', 'f', 'D')})
         xs = (record['x'], {k: stack_states(f) for k, f in record['f'].items()},
               [stack_rows(D) for D in record['D']])
 
         def roll(traces: Carry, factors: Any) -> Carry:
-            e = upstream.roll_step(self.learner, relations, weight_vals, traces['trace'], factors)
+            trace, x, f = self.keys.upstreams((traces['trace'], *factors[:2]))
+            e = self.keys.ours(upstream.roll_step(
+                self.learner, relations, weight_vals, trace, (x, f, factors[2])))
             rolled = {'trace': e}
             if 'filter' in traces:
                 rolled['filter'] = jax.tree.map(

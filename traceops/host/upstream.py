@@ -95,6 +95,11 @@ _GraphExecutor = _private('braintrace._algorithm.vjp_graph_executor', 'ETraceVjp
 
 # -- questions about a relation ------------------------------------------------------------
 
+def trace_key(y_var: Any, group: int) -> Any:
+    """Key of the trace of an op's output and a hidden group."""
+    return (id(y_var), group)
+
+
 def has_input(relation: Any) -> bool:
     """Whether the op reads an input at all (the element-wise op does not)."""
     return relation.x_var is not None and relation.primitive is not _elementwise_p
