@@ -1,11 +1,13 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import gc
 import itertools
 import os
 
 import brainstate
 import jax
+import jax._src.compiler
 import pytest
 import saiunit as u
 
@@ -37,16 +39,36 @@ def clean():
     traceops.reset()
 
 
+_options_of = jax._src.compiler.get_compile_options
+
+
+@functools.cache
+def _quickly():
+    """Compiler options that take the shorter way from an operation to machine code."""
+    options = {'xla_cpu_use_fusion_emitters': False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:      # later versions of XLA have one way only
+        return {}
+    return options
+
+
 @pytest.fixture
-def float64():
+def float64(monkeypatch):
     """Double precision for one test, compiled without XLA's slow optimisations.
 
     Those tests compare numbers, and most of their time is compiling; the ones in single precision
     run as users do.
     """
+    def options_of(*args, env_options_overrides=None, **kwargs):
+        return _options_of(*args, **kwargs, env_options_overrides={
+            **_quickly(), **(env_options_overrides or {})})
+
     brainstate.environ.set(precision=64)
     jax.config.update('jax_enable_x64', True)
     jax.config.update('jax_disable_most_optimizations', True)
+    _quickly()
+    monkeypatch.setattr(jax._src.compiler, 'get_compile_options', options_of)
     yield
     brainstate.environ.set(precision=32)
     jax.config.update('jax_enable_x64', False)

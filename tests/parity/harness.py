@@ -129,6 +129,11 @@ def assert_same_states(want: Run, got: Run, tolerance: float) -> None:
         assert_close(p, q, tolerance)
 
 
+def jitted(call: Any) -> Any:
+    """The same call of a run as one program: compiled once, not operation by operation."""
+    return lambda run: brainstate.transform.jit(lambda: call(run))()
+
+
 def both(upstream: Run, ours: Run, call: Any) -> tuple[Any, Any]:
     """Call one after the other from the same random key, and compare the keys after."""
     brainstate.random.seed(11)

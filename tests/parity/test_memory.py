@@ -31,8 +31,9 @@ def largest_array(program):
     return max(math.prod(map(int, s.split(','))) for s in shapes if s)
 
 
-@pytest.mark.parametrize('name, vmap', [('lif', False), ('alif', True), ('gru', False),
-                                        ('two-layer', False)])
+@pytest.mark.parametrize('name, vmap', [
+    pytest.param('lif', False, marks=pytest.mark.slow),     # a layer of the one with two
+    ('alif', True), ('gru', False), ('two-layer', False)])
 def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     """Sizes at which nothing else comes near: 3 steps, 16 samples, 24 neurons."""
     monkeypatch.setattr(harness, 'BATCH', 16)

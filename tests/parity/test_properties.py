@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import traceops
-from tests.parity.harness import RULES, Run, assert_close, assert_same_states, both
+from tests.parity.harness import RULES, Run, assert_close, assert_same_states, both, jitted
 
 SEARCH = dict(max_examples=7, derandomize=True, deadline=None, database=None,
               suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -96,6 +96,6 @@ def test_any_call(float64, case):
         with traceops.configured(window=case['window']):
             ours = make(traceops.compile, case)
     for _ in range(case['repeat']):
-        want, got = both(upstream, ours, lambda run: call(run, case))
+        want, got = both(upstream, ours, jitted(lambda run: call(run, case)))
         assert_close(want, got, 1e-10)
         assert_same_states(upstream, ours, 1e-10)

@@ -44,8 +44,9 @@ def compare(name, rule, vmap, steps, window, tolerance, carry=True, **settings):
 
 #: Nets that are compared in batch mode only, unless all is run: another net has their op, or
 #: their number of states, under vmap.
-_ONCE = ('vanilla', 'gru', 'lif', 'two-layer', 'three-states', 'four-states', 'lora', 'grouped',
-         'two-groups', 'transformed', 'shared-axis')
+_ONCE = ('vanilla', 'gru', 'lstm', 'lif', 'two-layer', 'three-states', 'four-states',
+         'five-states', 'lora', 'grouped', 'two-groups', 'transformed', 'shared-weight',
+         'shared-axis')
 
 
 @pytest.mark.parametrize('name, rule, vmap', [
@@ -80,10 +81,9 @@ def test_lengths_and_windows(float64, rule, steps, window):
     compare('alif', rule, False, steps, window, 1e-10)
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[] if name in ('alif', 'lstm') else pytest.mark.slow)
-    for name in NETS])
+@pytest.mark.parametrize('name, rule', [
+    pytest.param(name, rule, marks=[] if (name, rule) in (('alif', 'd_rtrl'), ('lstm', 'es'))
+                 else pytest.mark.slow) for name in NETS for rule in ('d_rtrl', 'es')])
 def test_float32(name, rule):
     compare(name, rule, False, 7, 3, 1e-5)
 
