@@ -39,40 +39,47 @@ def clean():
     traceops.reset()
 
 
-_options_of = jax._src.compiler.get_compile_options
-
-
 @functools.cache
-def _quickly():
-    """Compiler options that take the shorter way from an operation to machine code."""
+def _short_way():
+    """Options of XLA for the shorter of its ways from an operation to machine code."""
     options = {'xla_cpu_use_fusion_emitters': False}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:      # later versions of XLA have one way only
+    except jax.errors.JaxRuntimeError:      # from jax 0.12 on there is one way
         return {}
     return options
 
 
 @pytest.fixture
-def float64(monkeypatch):
-    """Double precision for one test, compiled without XLA's slow optimisations.
+def compiled_quickly(monkeypatch):
+    """Without XLA's slow optimisations: of tests that compare numbers, most time is compiling.
 
-    Those tests compare numbers, and most of their time is compiling; the ones in single precision
-    run as users do.
+    A GPU, where there is one, is given its programs as users have them.
     """
-    def options_of(*args, env_options_overrides=None, **kwargs):
-        return _options_of(*args, **kwargs, env_options_overrides={
-            **_quickly(), **(env_options_overrides or {})})
+    if jax.default_backend() != 'cpu':
+        yield
+        return
+    short = _short_way()
+    if short:       # what jax.jit takes as compiler_options, for all that is compiled
+        options_of = jax._src.compiler.get_compile_options
 
+        def quick_options(*args, env_options_overrides=None, **kwargs):
+            return options_of(*args, **kwargs,
+                              env_options_overrides={**short, **(env_options_overrides or {})})
+        monkeypatch.setattr(jax._src.compiler, 'get_compile_options', quick_options)
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture
+def float64(compiled_quickly):
+    """Double precision for one test; those in single precision run as users do."""
     brainstate.environ.set(precision=64)
     jax.config.update('jax_enable_x64', True)
-    jax.config.update('jax_disable_most_optimizations', True)
-    _quickly()
-    monkeypatch.setattr(jax._src.compiler, 'get_compile_options', options_of)
     yield
     brainstate.environ.set(precision=32)
     jax.config.update('jax_enable_x64', False)
-    jax.config.update('jax_disable_most_optimizations', False)
 
 
 _tests = itertools.count(1)

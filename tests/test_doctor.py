@@ -40,6 +40,7 @@ def test_another_distribution_is_found_by_its_files(tmp_path, monkeypatch):
         assert not check.passed and check.found.startswith('traceops installs')
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 @pytest.mark.parametrize('rule, vmap', [('D_RTRL', False), ('ES_D_RTRL', True)])
 def test_parity_on_this_machine(rule, vmap):
     check = doctor.check_parity(rule, vmap)

@@ -28,6 +28,7 @@ def test_every_row_that_is_aimed_at_is_measured():
     assert big.steps == 20 and not big.upstream_fits and big.trace_bytes > 8e9
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 def test_a_row_from_end_to_end():
     row = measure.run(TINY, 1, progress=False)
     assert not row.error and row.difference <= 1e-5 and row.spikes > 0.05
@@ -90,6 +91,7 @@ def test_a_loop_with_a_wrong_gradient_gets_no_speed(monkeypatch):
     assert '| tiny | REFUSED: gradients differ' in loops.markdown([row])
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 def test_a_loop_from_end_to_end(capsys):
     case = loops.LoopCase('tiny', dataclasses.replace(TINY, vmap=True), epochs=3)
     row = loops.run(case, 2, progress=False)

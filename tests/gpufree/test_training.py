@@ -36,11 +36,15 @@ def call(net, rule, vmap):
     return function, jax.eval_shape(lambda *a: a, states, training.inputs, training.targets)
 
 
-CALLS = [pytest.param(net, rule, vmap, id=f'{rule}-{net}-{"vmap" if vmap else "batch"}')
-         for net in STATES for rule in KERNEL for vmap in (False, True)]
+def calls(nets, quick):
+    """Every net, rule and mode; quickly, each net and rule in the mode ``(rule, net) -> vmap``."""
+    return pytest.mark.parametrize('net, rule, vmap', [
+        pytest.param(net, rule, vmap, id=f'{rule}-{net}-{"vmap" if vmap else "batch"}',
+                     marks=[] if vmap == quick(rule, net) else pytest.mark.slow)
+        for net in nets for rule in KERNEL for vmap in (False, True)])
 
 
-@pytest.mark.parametrize('net, rule, vmap', CALLS)
+@calls(STATES, quick=lambda rule, net: net == 'alif')
 @pytest.mark.parametrize('gpu', ['h100', *(
     pytest.param(gpu, marks=pytest.mark.slow) for gpu in GPUS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
@@ -59,7 +63,7 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     assert memory < 2 * T * step
 
 
-@pytest.mark.parametrize('net, rule, vmap', [c for c in CALLS if 'lif' in c.values[0]])
+@calls(('lif', 'alif'), quick=lambda rule, net: net == 'lif')
 def test_eight_devices_gather_nothing(net, rule, vmap, proof):
     """The batch spread over eight: sums over the batch are sent, nothing else."""
     function, given = call(net, rule, vmap)

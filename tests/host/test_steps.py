@@ -49,6 +49,7 @@ def forced(monkeypatch):
     return taken
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 @pytest.mark.parametrize('vmap', [False, True])
 def test_a_fused_step_is_upstreams(forced, vmap):
     want = hand_driven(braintrace.compile, 'alif', vmap)

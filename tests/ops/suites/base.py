@@ -44,6 +44,7 @@ def close(got, want, tolerance):
         assert a.size == 0 or np.abs(b).max() > 0           # equal because both are nothing?
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 class Suite:
     """What every operation must do. A subclass names ``call``, ``operands`` and ``oracle``."""
 
