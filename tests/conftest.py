@@ -45,7 +45,7 @@ def _short_way():
     options = {'xla_cpu_use_fusion_emitters': False}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:      # from jax 0.12 on there is one way
+    except jax.errors.JaxRuntimeError:      # a later XLA: it has one way
         return {}
     return options
 

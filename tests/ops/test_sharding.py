@@ -76,8 +76,7 @@ def _try_all():
 
 
 def _tried():
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-           'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
            + ' --xla_force_host_platform_device_count=8'}
     done = subprocess.run([sys.executable, '-c', 'from tests.ops.test_sharding import _try_all\n'
                            '_try_all()'], capture_output=True, text=True, env=env)
