@@ -68,17 +68,18 @@ def gradient(
     if per_step:
         return as_upstream(per_step)
 
-    with _recording(learner):
-        program = trace_step(
-            _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
-            tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
-            counter=learner.running_index, once=learner._recorder.once,
-            prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
-    if program.count != 1:
-        return as_upstream(_count_reason(program.count))
-    K = _window_length(rule, program, length)
-    total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
-    learner._last_call = ('window', _said(program, K))
+    with learner._recorder.apart():
+        with _recording(learner):
+            program = trace_step(
+                _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
+                tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
+                counter=learner.running_index, once=learner._recorder.once,
+                prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
+        if program.count != 1:
+            return as_upstream(_count_reason(program.count))
+        K = _window_length(rule, program, length)
+        total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
+        learner._last_call = ('window', _said(program, K))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
 
@@ -193,22 +194,23 @@ def evolve(
         out = call(*slices)
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
-    with _recording(learner):
-        program = trace_step(step, (sequences,), tape=learner._recorder.tape,
-                             constants=(), counter=learner.running_index,
-                             panels=not at_once(learner.traceops_settings))
-    if program.count != 1:
-        return as_upstream(_count_reason(program.count))
-    K = _window_length(rule, program, length)
-    weight_vals = {path: st.value for path, st in learner.param_states.items()}
+    with learner._recorder.apart():
+        with _recording(learner):
+            program = trace_step(step, (sequences,), tape=learner._recorder.tape,
+                                 constants=(), counter=learner.running_index,
+                                 panels=not at_once(learner.traceops_settings))
+        if program.count != 1:
+            return as_upstream(_count_reason(program.count))
+        K = _window_length(rule, program, length)
+        weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
-    def after_window(carry: Any, out: Any, *_: Any) -> Any:
-        record = learner._recorder.read(out['tape'])
-        return rule.leave(carry, record, weight_vals), out['out']
+        def after_window(carry: Any, out: Any, *_: Any) -> Any:
+            record = learner._recorder.read(out['tape'])
+            return rule.leave(carry, record, weight_vals), out['out']
 
-    carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
-    rule.store(carry)
-    learner._last_call = ('window', _said(program, K))
+        carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
+        rule.store(carry)
+        learner._last_call = ('window', _said(program, K))
     return outputs if return_outputs else None
 
 

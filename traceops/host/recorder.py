@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import brainstate
@@ -77,6 +79,19 @@ class Recorder:
             return jnp.zeros(shape, a.dtype)
         for state in self.states.values():
             state.value = jax.tree.map(resized, state.value)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """The states belong to the call: no transformation around it sees them come or go."""
+        around = brainstate.State(None).stack_level     # what is made here is not seen there
+        before = [(state, state.stack_level) for state in self.states.values()]
+        for state, _ in before:
+            state.stack_level = around
+        try:
+            yield
+        finally:
+            for state, level in before:
+                state.stack_level = level
 
     def write(self, factors: dict[str, Any]) -> None:
         """Put one step's factors on the tape."""

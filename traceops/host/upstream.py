@@ -8,6 +8,7 @@ with the supported versions in the message; ``tests/host/test_upstream.py`` chec
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -212,20 +213,50 @@ def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence
 
 
 def recording_executor(cls: type) -> type:
-    """A graph executor whose Jacobian rows are kept apart (same numbers, other layout)."""
+    """A graph executor whose Jacobian rows are kept apart (same numbers, other layout).
+
+    What a graph's derivatives are made of is traced once for its whole life, as programs of
+    values that nothing is differentiated by: a training call traces its step twice (as it is, and
+    to be differentiated), in several transformations.
+    """
 
     class RecordingExecutor(cls):  # type: ignore[misc, valid-type]
+        def _compute_hid2weight_jacobian(self, intermediate_values: Any) -> Any:
+            relations = self.graph.hidden_param_op_relations
+            if any(r.control_flow_context is not None for r in relations):
+                return super()._compute_hid2weight_jacobian(intermediate_values)
+            read = _read_by_factors(relations)
+            factors = super()._compute_hid2weight_jacobian
+            return self._derived(relations, lambda values: factors(
+                dict(zip(read, values, strict=True))))([intermediate_values[v] for v in read])
+
         def _compute_hid2hid_jacobian(self, intermediate_values: Any) -> Any:
             groups = self.graph.hidden_groups
             if self.full_jacobian or not all(_rows_apply(g) for g in groups):
                 return super()._compute_hid2hid_jacobian(intermediate_values)
-            return jax.lax.stop_gradient([
-                transition_rows(g, [intermediate_values[v] for v in g.hidden_invars],
-                                [intermediate_values[v] for v in g.transition_jaxpr_constvars])
-                for g in groups])
+            return [self._derived(g, functools.partial(transition_rows, g))(
+                [intermediate_values[v] for v in g.hidden_invars],
+                [intermediate_values[v] for v in g.transition_jaxpr_constvars]) for g in groups]
+
+        def _derived(self, of: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+            """A function of values that belongs to a part of the graph, traced once."""
+            known = self.__dict__.setdefault('_traceops_derived', {})
+            _, program = known.setdefault(id(of), (of, jax.jit(function, inline=True)))
+            return lambda *values: program(*jax.lax.stop_gradient(values))
 
     RecordingExecutor.__name__ = cls.__name__
     return RecordingExecutor
+
+
+def _read_by_factors(relations: Sequence[Any]) -> list[Any]:
+    """Variables of the step that the inputs and factors of relations are made of."""
+    read: dict[Any, None] = {}
+    for relation in relations:
+        made = (v for j in relation.y_to_hidden_group_jaxprs for v in (*j.constvars, *j.invars))
+        read.update(dict.fromkeys((relation.y_var, *made)))
+        if relation.x_var is not None:
+            read[relation.x_var] = None
+    return list(read)
 
 
 def _rows_apply(group: Any) -> bool:

@@ -216,13 +216,14 @@ def value_if_constant(closed: ClosedJaxpr, output: int, known: dict[int, Any]) -
     eqns, needed = backward_slice(jaxpr, [out])
     if any(v in needed for i, v in enumerate(jaxpr.invars) if i not in known):
         return None
-    if any(isinstance(c, jax.core.Tracer) and v in needed
-           for v, c in zip(jaxpr.constvars, closed.consts, strict=True)):
+    consts = {v: c for v, c in zip(jaxpr.constvars, closed.consts, strict=True) if v in needed}
+    if any(isinstance(c, jax.core.Tracer) for c in consts.values()):
         return None
     read = [i for i, v in enumerate(jaxpr.invars) if v in needed]
     invars, values = [jaxpr.invars[i] for i in read], [known[i] for i in read]
-    question = str(_rebuilt(jaxpr, invars, [out], eqns)), *(np.asarray(a).tobytes() for a in values)
-    if question not in _ANSWERS or any(v in needed for v in jaxpr.constvars):
+    question = (str(_rebuilt(jaxpr, invars, [out], eqns, list(consts))),
+                *(np.asarray(a).tobytes() for a in (*values, *consts.values())))
+    if question not in _ANSWERS:
         with jax.ensure_compile_time_eval():    # one program, not one an equation
             _ANSWERS[question] = jax.jit(part(closed, invars, [out], eqns))(*values)[0]
     return _ANSWERS[question]
