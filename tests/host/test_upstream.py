@@ -9,6 +9,8 @@ import re
 import pytest
 
 import traceops
+from tests.parity.harness import start
+from tests.parity.nets import NETS
 from traceops.errors import UnsupportedVersionError
 from traceops.host import upstream
 
@@ -40,3 +42,20 @@ def test_private_upstream_is_touched_in_one_module_only():
                 if re.search(r'(from|import) (braintrace\._|jax\._src|brainstate\._)',
                              p.read_text())]
     assert reaching == []
+
+
+def test_derivatives_of_a_graph_are_kept(monkeypatch):
+    traced = []
+
+    def rows(group, *values, of=upstream.transition_rows):
+        traced.append(group)
+        return of(group, *values)
+    monkeypatch.setattr(upstream, 'transition_rows', rows)
+    run = start(traceops.compile, NETS['alif'], 'd_rtrl', 4)
+    groups = run.inner.graph.hidden_groups
+    run.grad()
+    run.grad()                      # from states of the type that a call leaves
+    assert {id(g) for g in traced} == {id(g) for g in groups} and len(groups) == 2
+    traced.clear()
+    run.grad()
+    assert traced == []

@@ -50,6 +50,18 @@ def test_get_etrace_of(float64, rule):
                  nonzero=True)
 
 
+@pytest.mark.parametrize(('rule', 'vmap'), [('d_rtrl', True), ('es', False)])
+def test_a_call_brings_no_state_of_its_own(rule, vmap):
+    """What transformations around it carry, compile and copy is what they do for upstream."""
+    upstream, ours = pair(ALIF, rule, 7, vmap, window=3)
+    for call in (Run.eager_grad, lambda run: run.learner.etrace_evolve(run.x)):
+        carried = [brainstate.transform.make_jaxpr(lambda run=run, call=call: call(run))()[1]
+                   for run in (upstream, ours)]
+        shapes = [sorted(jax.tree.map(jnp.shape, jax.tree.leaves([s.value for s in states])))
+                  for states in carried]
+        assert shapes[0] == shapes[1] and len(carried[0]) == len(carried[1]) > 5
+
+
 def test_the_warm_up_correction_ends_where_upstream_ends_it(float64, monkeypatch):
     """The 1000th step, inside a window; so slow a decay that the correction is still felt."""
     monkeypatch.setitem(RULES, 'es', (braintrace.ES_D_RTRL, {'decay_or_rank': 0.999}))

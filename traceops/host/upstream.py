@@ -215,9 +215,9 @@ def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence
 def recording_executor(cls: type) -> type:
     """A graph executor whose Jacobian rows are kept apart (same numbers, other layout).
 
-    What a graph's derivatives are made of is traced once for its whole life, as programs of
-    values that nothing is differentiated by: a training call traces its step twice (as it is, and
-    to be differentiated), in several transformations.
+    The derivatives of a graph's parts are kept as programs of values that nothing is
+    differentiated by: else each call would trace them anew, through all transformations around
+    it, and again where the step is differentiated.
     """
 
     class RecordingExecutor(cls):  # type: ignore[misc, valid-type]
@@ -239,7 +239,7 @@ def recording_executor(cls: type) -> type:
                 [intermediate_values[v] for v in g.transition_jaxpr_constvars]) for g in groups]
 
         def _derived(self, of: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-            """A function of values that belongs to a part of the graph, traced once."""
+            """A function that belongs to a part of the graph, kept as long as the graph."""
             known = self.__dict__.setdefault('_traceops_derived', {})
             _, program = known.setdefault(id(of), (of, jax.jit(function, inline=True)))
             return lambda *values: program(*jax.lax.stop_gradient(values))
