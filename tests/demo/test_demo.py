@@ -11,6 +11,8 @@ import pytest
 from traceops import demo
 from traceops.demo import command, data
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 
 def test_the_digits_are_the_same_spikes_every_time():
     a, b = data.load(), data.load()

@@ -15,7 +15,10 @@ import traceops
 EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
 NAMES = ('against_upstream', 'copying', 'evidence')
 
-pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason='the examples are in the sources')
+pytestmark = [
+    pytest.mark.skipif(not EXAMPLES.exists(), reason='the examples are in the sources'),
+    pytest.mark.usefixtures('compiled_quickly')]
+
 
 @pytest.fixture
 def example(monkeypatch):

@@ -37,14 +37,15 @@ def call(net, rule, vmap):
 
 
 def calls(nets, quick):
-    """Every net, rule and mode; quickly, each net and rule in the mode ``(rule, net) -> vmap``."""
+    """Every net, rule and mode; those that are not ``quick`` are slow."""
     return pytest.mark.parametrize('net, rule, vmap', [
         pytest.param(net, rule, vmap, id=f'{rule}-{net}-{"vmap" if vmap else "batch"}',
-                     marks=[] if vmap == quick(rule, net) else pytest.mark.slow)
+                     marks=[] if (net, rule, vmap) in quick else pytest.mark.slow)
         for net in nets for rule in KERNEL for vmap in (False, True)])
 
 
-@calls(STATES, quick=lambda rule, net: net == 'alif')
+@calls(STATES, quick=[('alif', 'D_RTRL', True), ('alif', 'ES_D_RTRL', True),
+                      ('gru', 'D_RTRL', False), ('lif', 'ES_D_RTRL', False)])
 @pytest.mark.parametrize('gpu', ['h100', *(
     pytest.param(gpu, marks=pytest.mark.slow) for gpu in GPUS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
@@ -63,7 +64,7 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     assert memory < 2 * T * step
 
 
-@calls(('lif', 'alif'), quick=lambda rule, net: net == 'lif')
+@calls(('lif', 'alif'), quick=[('alif', 'D_RTRL', False), ('lif', 'ES_D_RTRL', True)])
 def test_eight_devices_gather_nothing(net, rule, vmap, proof):
     """The batch spread over eight: sums over the batch are sent, nothing else."""
     function, given = call(net, rule, vmap)
@@ -97,7 +98,7 @@ def a_step(net, compiler, vmap=False, steps=None):
     return programs.compile_stateful('h100', run, training.inputs)
 
 
-@pytest.mark.parametrize('vmap', [False, True])
+@pytest.mark.parametrize('vmap', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_step_by_hand_is_lowered_to_the_kernel(vmap, proof):
     """Of two states and more; and the trace is transposed nowhere, as upstream's is."""
     ours, upstream = (a_step('alif', c, vmap) for c in (traceops.compile, braintrace.compile))

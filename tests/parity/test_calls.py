@@ -94,8 +94,10 @@ def test_a_loss_that_ignores_the_output_at_some_steps(float64):
     check(*pair(LIF, 'd_rtrl', 7), call)
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es', 'eprop'])
-@pytest.mark.parametrize('vmap', [False, True], ids=['batch', 'vmap'])
+@pytest.mark.parametrize('rule, vmap', [
+    ('d_rtrl', False), ('es', True), ('eprop', False),
+    *(pytest.param(*case, marks=pytest.mark.slow)
+      for case in (('d_rtrl', True), ('es', False), ('eprop', True)))])
 def test_evolve_then_grad_then_a_single_step(float64, rule, vmap):
     if vmap and rule == 'eprop':
         pytest.skip('upstream itself leaks a tracer: its filter is written under vmap')
@@ -250,9 +252,10 @@ class TestWithoutCarrying:
         assert ours.learner(ours.x[0]).shape == (4, 2)      # looking forward needs none
 
     @pytest.mark.parametrize('rule, vmap, two_phase, steps, window', [
-        ('d_rtrl', False, False, 7, 3), ('d_rtrl', True, False, 7, 3),
-        ('eprop', False, False, 7, 3), ('d_rtrl', True, True, 7, 3), ('eprop', False, True, 7, 3),
-        ('d_rtrl', False, False, 6, 2), ('d_rtrl', False, True, 6, 2)])
+        ('d_rtrl', True, False, 7, 3), ('eprop', False, False, 7, 3), ('d_rtrl', False, True, 6, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('d_rtrl', False, False, 7, 3), ('d_rtrl', True, True, 7, 3),
+            ('eprop', False, True, 7, 3), ('d_rtrl', False, False, 6, 2)))])
     def test_windows_are_taken_from_the_last(self, float64, rule, vmap, two_phase, steps, window):
         """A last window that is shorter, and one that is not: no trace between, same gradient."""
         upstream, ours = pair(NETS['alif'], rule, steps, vmap, window=window,

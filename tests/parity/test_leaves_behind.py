@@ -152,8 +152,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize('rule, vmap', [('d_rtrl', False), ('d_rtrl', True), ('es', False)],
-                         ids=['d_rtrl-batch', 'd_rtrl-vmap', 'es-batch'])
+@pytest.mark.parametrize('rule, vmap', [
+    pytest.param('d_rtrl', False, marks=pytest.mark.slow), ('d_rtrl', True), ('es', False)],
+    ids=['d_rtrl-batch', 'd_rtrl-vmap', 'es-batch'])
 def test_refused_calls_leave_every_state_and_a_learner_that_works(float64, rule, vmap):
     """All of them, one after the other, after a good call that left a trace."""
     upstream, ours = pair(ALIF, rule, 5, vmap)

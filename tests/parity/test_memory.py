@@ -32,8 +32,8 @@ def largest_array(program):
 
 
 @pytest.mark.parametrize('name, vmap', [
-    pytest.param('lif', False, marks=pytest.mark.slow),     # a layer of the one with two
-    ('alif', True), ('gru', False), ('two-layer', False)])
+    ('alif', True), ('gru', False),
+    *(pytest.param(name, False, marks=pytest.mark.slow) for name in ('lif', 'two-layer'))])
 def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     """Sizes at which nothing else comes near: 3 steps, 16 samples, 24 neurons."""
     monkeypatch.setattr(harness, 'BATCH', 16)

@@ -16,6 +16,13 @@ import pytest
 SHAPES = [(1, 1), (3, 60), (2, 63), (5, 37), (1, 1000)]     # batch x outputs
 
 
+def in_turn(*axes, part=2):
+    """Their product; of it `make test` runs a ``part``-th in which every value comes up."""
+    return [pytest.param(*case, marks=[] if sum(places) % part == 0 else pytest.mark.slow)
+            for places, case in zip(itertools.product(*(range(len(a)) for a in axes)),
+                                    itertools.product(*axes), strict=True)]
+
+
 def draw(seed, *shape, scale=1., dtype=jnp.float32):
     return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape), dtype)
 

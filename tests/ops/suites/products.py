@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ops import oracle
-from tests.ops.suites.base import Suite, close, draw
+from tests.ops.suites.base import Suite, close, draw, in_turn
 from traceops import ops
 
 
@@ -30,10 +30,11 @@ class DTraceWindowSuite(Suite):
         from traceops.kernels.d_trace_window.reference import d_trace_window
         return d_trace_window(*operands, gradient=self.gradient)
 
-    @pytest.mark.parametrize('S', [1, 2, 3, 4])
-    @pytest.mark.parametrize('B, I, O', [(1, 1, 1), (3, 60, 63), (2, 17, 36), (4, 3, 130)])
-    @pytest.mark.parametrize('gradient', ['entering', 'leaving'])
-    def test_matches_a_loop(self, S, B, I, O, gradient):  # noqa: E741
+    @pytest.mark.parametrize('gradient, sizes, S', in_turn(
+        ['entering', 'leaving'], [(1, 1, 1), (3, 60, 63), (2, 17, 36), (4, 3, 130)],
+        [1, 2, 3, 4], part=3))
+    def test_matches_a_loop(self, S, sizes, gradient):
+        B, I, O = sizes  # noqa: E741
         operands = self.operands(S, T=4, B=B, I=I, O=O)
         got = ops.d_trace_window(*operands, gradient=gradient, backend=self.backend)
         close(got, oracle.d_trace_window(*operands, gradient), self.tolerance)

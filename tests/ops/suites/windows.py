@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ops import oracle
-from tests.ops.suites.base import SHAPES, Suite, close, draw, parts, rows
+from tests.ops.suites.base import SHAPES, Suite, close, draw, in_turn, parts, rows
 from traceops import ops
 
 
@@ -29,8 +29,7 @@ class AdjointWindowSuite(Suite):
         from traceops.ops.adjoint_window import _reference
         return _reference(signal, jacobian, *factors, kappa=self.kappa, states=0, leaving='')
 
-    @pytest.mark.parametrize('S', [1, 2, 3, 4])
-    @pytest.mark.parametrize('place', SHAPES)
+    @pytest.mark.parametrize('place, S', in_turn(SHAPES, [1, 2, 3, 4]))
     def test_matches_a_loop(self, S, place):
         operands = self.operands(S, place=place, T=6, R=1)
         close(self.run(*operands),
@@ -60,10 +59,10 @@ class AdjointWindowSuite(Suite):
         (delta, _), entering = self.run(*self.operands(place=(0, 9)))
         assert delta.shape == (4, 0, 9) and entering.shape == (0, 9, 2)
 
-    @pytest.mark.parametrize('S, R', [(1, 2), (2, 1), (2, 2), (2, 3), (2, 4), (3, 1), (3, 2),
-                                      (4, 1)])
-    @pytest.mark.parametrize('kappa', [None, 0.7])
-    def test_states_may_be_separate(self, S, R, kappa):
+    @pytest.mark.parametrize('counts, kappa', in_turn([(1, 2), (2, 1), (2, 2), (2, 3), (2, 4),
+                                                      (3, 1), (3, 2), (4, 1)], [None, 0.7]))
+    def test_states_may_be_separate(self, counts, kappa):
+        S, R = counts
         signal, jacobian, *factors = self.operands(S, R=R, place=(2, 37))
         got = ops.adjoint_window(parts(signal), rows(jacobian), [parts(f) for f in factors],
                                  kappa=kappa, backend=self.backend)
@@ -184,8 +183,7 @@ class EsTraceWindowSuite(Suite):
         return oracle.es_trace_window(*operands[:4], **(decays or self.decays),
                                       correction=operands[4])
 
-    @pytest.mark.parametrize('S', [1, 2, 3, 4])
-    @pytest.mark.parametrize('place', SHAPES)
+    @pytest.mark.parametrize('place, S', in_turn(SHAPES, [1, 2, 3, 4]))
     def test_matches_a_loop(self, S, place):
         operands = self.operands(S, place=place, T=6)
         close(self.run(*operands), self.expected(operands), self.tolerance)
