@@ -18,7 +18,8 @@ VERSION = $(eval VERSION := $$(shell $(INTERPRETER) -c \
 VENV = .venv-$(VERSION)
 BIN = $(VENV)/bin
 GPUFREE = .venv-gpufree
-PYTEST = $(BIN)/pytest -n $(WORKERS) --maxprocesses 4
+SHARED = -n $(WORKERS) --maxprocesses 4 --dist worksteal
+PYTEST = $(BIN)/pytest $(SHARED)
 
 .PHONY: help demo examples test test-all test-gpufree test-gpufree-quick gpu-programs \
 	gpufree-venv lint bench build clean venv
@@ -56,7 +57,7 @@ test-gpufree-quick: MARKS = not slow
 test-gpufree test-gpufree-quick: gpufree-venv
 	@. $(GPUFREE)/env; failed=0; run() { \
 		env "$$@" || [ $$? = 5 ] || failed=1; }; \
-	pytest="$(GPUFREE)/bin/python -m pytest -n $(WORKERS) --maxprocesses 4"; \
+	pytest="$(GPUFREE)/bin/python -m pytest $(SHARED)"; \
 	run JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $$pytest -m '$(MARKS)' \
 		tests/gpufree/test_interpreter.py $(ARGS); \
 	run JAX_PLATFORMS=cpu,cuda $$pytest -m '$(MARKS)' tests/ops/test_traps.py \

@@ -155,10 +155,11 @@ def _added(total: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, total, more)
 
 
-def _compile_seconds(one: LoopCase, way: Callable[..., Any], x: Any, y: Any) -> float:
+def _compile_seconds(one: LoopCase, way: Callable[..., Any], x: Any, y: Any,
+                     rounds: int) -> float:
     """From the loop to its program; a run, by which a first call is longer, can take far more."""
     times = []
-    for _ in range(3):
+    for _ in range(rounds):
         with way():
             step = train_step(one)
             start = time.perf_counter()
@@ -200,7 +201,7 @@ def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
             curves[name].append(float(loss))
     out['seconds'] = {name: float(np.median(t)) for name, t in times.items()}
     alone = {name: compiled[name] - out['seconds'][name] for name in ways} if one.by_hand else {
-        name: _compile_seconds(one, way, x, y) for name, way in ways.items()}
+        name: _compile_seconds(one, way, x, y, min(3, repeats)) for name, way in ways.items()}
     out['compile_ratio'] = alone['traceops'] / alone['upstream']
     out['ratio'] = out['seconds']['upstream'] / out['seconds']['traceops']
     if one.epochs:

@@ -53,6 +53,7 @@ def test_a_spiking_network_in_a_loop_written_by_hand(run):
     assert 1 < float(re.search(r'spike at ([\d.]+) %', said)[1]) < 50
 
 
+@pytest.mark.slow           # what it shows is tried on smaller nets: parity/test_memory.py
 def test_a_gru_in_memory_that_does_not_grow(run):
     said = run('copying', '--epochs', '2', '--batches', '20', '--batch', '16', '--hidden', '32',
                '--delay', '56', '--length', '2', '--window', '20', '--rate', '0.02')

@@ -74,7 +74,7 @@ def test_the_warm_up_correction_ends_where_upstream_ends_it(float64, monkeypatch
     assert int(ours.inner.running_index.value) == 1002
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
 def test_without_a_batch(float64, rule):
     """``batch_size=None``: no axis but the net's own."""
     upstream = start(braintrace.compile, ALIF, rule, 7, batched=False)

@@ -229,7 +229,7 @@ def as_one_vector(task):
 
 
 @some('loop, rule, vmap', ((weighted, for_loop, by_hand, reverse), BOTH, (True, False)), [
-    (weighted, 'd_rtrl', True), (weighted, 'es', False), (for_loop, 'd_rtrl', True),
+    (weighted, 'd_rtrl', True), (for_loop, 'd_rtrl', True),
     (by_hand, 'es', True), (reverse, 'd_rtrl', False)])
 def test_other_loops(float64, loop, rule, vmap):
     net = 'gru' if loop is by_hand else 'vanilla'
@@ -310,9 +310,9 @@ def test_two_learners(float64, rule):
     assert_close(want, got, 1e-10, nonzero=True)
 
 
-def test_single_precision():
-    compare(tutorial, 'alif', 'd_rtrl', tolerance=1e-5)
-    compare(tutorial, 'alif', 'es', tolerance=1e-5)
+@pytest.mark.parametrize('rule', [pytest.param('d_rtrl', marks=pytest.mark.slow), 'es'])
+def test_single_precision(rule):
+    compare(tutorial, 'alif', rule, tolerance=1e-5)
 
 
 # -- loops that have to stay as they are --------------------------------------------------------

@@ -49,7 +49,7 @@ _ONCE = ('vanilla', 'gru', 'lstm', 'lif', 'two-layer', 'three-states', 'four-sta
          'shared-axis')
 
 #: D-RTRL of these is compared under vmap (in batch mode, ALIF's is among the lengths and windows).
-_VMAPPED = ('alif', 'noisy', 'elementwise', 'embedding', 'sparse', 'plain')
+_VMAPPED = ('alif', 'noisy', 'bypass', 'elementwise', 'embedding', 'sparse', 'plain')
 
 
 def _quick(name, rule, vmap):
