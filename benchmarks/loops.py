@@ -29,7 +29,7 @@ from tqdm import tqdm
 import traceops
 from traceops.benchmarks import report
 from traceops.benchmarks.cases import Case
-from traceops.benchmarks.measure import TOLERANCE, check, data, pure
+from traceops.benchmarks.measure import TOLERANCE, check, compiled, data
 from traceops.benchmarks.nets import make
 from traceops.text import render
 
@@ -155,18 +155,14 @@ def _added(total: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, total, more)
 
 
-def _compile_seconds(one: LoopCase, way: Callable[..., Any], x: Any, y: Any,
-                     rounds: int) -> float:
+def _compile_seconds(one: LoopCase, ways: dict[str, Any], rounds: int,
+                     *args: Any) -> dict[str, float]:
     """From the loop to its program; a run, by which a first call is longer, can take far more."""
-    times = []
-    for _ in range(rounds):
-        with way():
-            step = train_step(one)
-            start = time.perf_counter()
-            function, states = pure(step, x, y)
-            jax.jit(function).lower(states, x, y).compile()
-            times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for name in [*ways] * rounds:
+        with ways[name]():
+            times[name].append(compiled(train_step(one), *args)[0])
+    return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
@@ -176,13 +172,13 @@ def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
     tiny = dataclasses.replace(one.case, n=8, steps=2, batch=2)
     train_step(LoopCase('', tiny))(*data(tiny))     # imports and caches are nobody's compile time
     ways: dict[str, Any] = {'upstream': contextlib.nullcontext, 'traceops': traceops.enabled}
-    steps, first, compiled = {}, {}, {}
+    steps, first, called = {}, {}, {}
     for name, way in ways.items():
         with way():
             steps[name] = train_step(one)
             start = time.perf_counter()
             first[name] = jax.block_until_ready(steps[name](x, y))
-            compiled[name] = time.perf_counter() - start
+            called[name] = time.perf_counter() - start
     out: dict[str, Any] = {'name': one.name, 'bar': one.bar, 'error': '', 'curves': None,
                            'ratio': None, 'compile_ratio': None, 'seconds': {}}
     out['difference'] = check(first['upstream'][1], first['traceops'][1])
@@ -200,8 +196,8 @@ def run(one: LoopCase, repeats: int, progress: bool = True) -> dict[str, Any]:
             times[name].append(time.perf_counter() - start)
             curves[name].append(float(loss))
     out['seconds'] = {name: float(np.median(t)) for name, t in times.items()}
-    alone = {name: compiled[name] - out['seconds'][name] for name in ways} if one.by_hand else {
-        name: _compile_seconds(one, way, x, y, min(3, repeats)) for name, way in ways.items()}
+    alone = {name: called[name] - out['seconds'][name] for name in ways} if one.by_hand else \
+        _compile_seconds(one, ways, min(3, repeats), x, y)
     out['compile_ratio'] = alone['traceops'] / alone['upstream']
     out['ratio'] = out['seconds']['upstream'] / out['seconds']['traceops']
     if one.epochs:

@@ -24,8 +24,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'Training', 'check', 'contestants', 'data', 'interleaved', 'of_case', 'online',
-           'run', 'simulation']
+__all__ = ['Row', 'Training', 'check', 'compiled', 'contestants', 'data', 'interleaved', 'of_case',
+           'online', 'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -246,15 +246,21 @@ def _compiled(fns: dict[str, Any], args: Any,
     """``{name: (seconds from the call to its program, the program)}``, rounds in turn."""
     found: dict[str, tuple[list[float], Any]] = {}
     for name in [*fns] * rounds:
-        gc.collect()
-        gc.disable()                    # as timeit does
-        start = time.perf_counter()
-        function, states = pure(fns[name], *args)
-        program = jax.jit(function).lower(states, *args).compile()
-        seconds = [*found.get(name, ((), None))[0], time.perf_counter() - start]
-        gc.enable()
-        found[name] = seconds, program
+        seconds, program = compiled(fns[name], *args)
+        found[name] = [*found.get(name, ((), None))[0], seconds], program
     return found
+
+
+def compiled(fn: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds from a function of states to its program, and the program."""
+    gc.collect()
+    gc.disable()                        # as timeit does
+    start = time.perf_counter()
+    function, states = pure(fn, *args)
+    program = jax.jit(function).lower(states, *args).compile()
+    seconds = time.perf_counter() - start
+    gc.enable()
+    return seconds, program
 
 
 def interleaved(fns: dict[str, Any], args: Any, repeats: int,

@@ -36,7 +36,7 @@ def in_a_loop(case):
 def test_every_learner_of_a_net_has_the_same_program(make, case):
     x, y = measure.data(case)
     with traceops.enabled():
-        alive = [make(case) for _ in range(2)]              # so both at addresses of their own
+        alive = [make(case) for _ in range(3)]              # so all at addresses of their own
         assert len({program(call, x, y) for call in alive}) == 1
 
 

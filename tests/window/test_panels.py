@@ -106,7 +106,8 @@ def small_cache(monkeypatch):
 
 
 @pytest.mark.parametrize('net, rule, carry', [
-    ('alif', 'd_rtrl', True), ('lif', 'es', True), ('gru', 'd_rtrl', False)])
+    ('alif', 'd_rtrl', True), ('lif', 'es', True), ('gru', 'd_rtrl', False),
+    pytest.param('two-layer', 'es', True, marks=pytest.mark.slow)])
 def test_training(float64, small_cache, net, rule, carry):
     ours = compare(net, rule, False, 7, 3, 1e-10, carry=carry)
     assert small_cache

@@ -241,8 +241,9 @@ def recording_executor(cls: type) -> type:
         def _derived(self, of: Any, function: Callable[..., Any]) -> Callable[..., Any]:
             """A function that belongs to a part of the graph, kept as long as the graph."""
             known = self.__dict__.setdefault('_traceops_derived', {})
-            _, program = known.setdefault(id(of), (of, jax.jit(function, inline=True)))
-            return lambda *values: program(*jax.lax.stop_gradient(values))
+            if id(of) not in known:
+                known[id(of)] = of, jax.jit(function, inline=True)
+            return lambda *values: known[id(of)][1](*jax.lax.stop_gradient(values))
 
     RecordingExecutor.__name__ = cls.__name__
     return RecordingExecutor
