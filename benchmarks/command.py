@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+
 from traceops.benchmarks import loops, report
 from traceops.benchmarks.cases import CASES, Case
 from traceops.benchmarks.measure import run
@@ -30,8 +32,12 @@ def _parser() -> argparse.ArgumentParser:
                         help='sweep over N and T as well, and write PNG plots')
     parser.add_argument('--operations', action='store_true',
                         help='not nets, but every operation of traceops.ops: XLA and kernel')
+    parser.add_argument('--tiles', nargs='?', const='', metavar='NAME',
+                        help='on a GPU: operations (of that name) with other launch tables')
     parser.add_argument('--loops', action='store_true',
                         help='measure hand-written training loops instead')
+    parser.add_argument('--no-compile-time', action='store_true',
+                        help='compile once: leaves a column out, and takes half the time')
     parser.add_argument('--list', action='store_true', help='name the cases')
     return parser
 
@@ -44,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--plots draws nets: leave out --loops and --operations')
     if args.operations and (args.loops or args.markdown):
         parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
+    if jax.default_backend() == 'gpu':      # else gradients are compared in tf32
+        jax.config.update('jax_default_matmul_precision', 'highest')
     if args.loops:
         return _loops(args)
     cases = [c for c in CASES if fnmatch.fnmatch(c.name, args.cases)]
@@ -55,12 +63,16 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 2
     print(report.machine_text())
+    if args.tiles is not None:
+        from traceops.benchmarks import tiles
+        print(tiles.table(tiles.run(args.tiles, args.repeats)))
+        return 0
     if args.operations:
         return _operations(args)
     rows = []
     for case in cases:
-        figures = report.figures(run(case, args.repeats)) if len(cases) == 1 else \
-            _alone(case, args.repeats)
+        figures = _alone(case, args) if len(cases) > 1 else report.figures(
+            run(case, args.repeats, programs=not args.no_compile_time))
         rows.append(figures)
         print(report.line(figures), flush=True)
     print(report.table(rows))
@@ -94,13 +106,14 @@ def _loops(args: argparse.Namespace) -> int:
     return 1 if any(row['error'] for row in rows) else 0
 
 
-def _alone(case: Case, repeats: int) -> dict:
+def _alone(case: Case, args: argparse.Namespace) -> dict:
     """A case in a process of its own, so that its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / 'row.json'
         code = subprocess.run(
             [sys.executable, '-W', 'ignore', '-m', 'traceops', 'bench', '--cases', case.name,
-             '--repeats', str(repeats), '--json', str(path)], stdout=subprocess.PIPE, text=True)
+             '--repeats', str(args.repeats), '--json', str(path),
+             *['--no-compile-time'] * args.no_compile_time], stdout=subprocess.PIPE, text=True)
         if not path.exists():
             return report.failed(case, f'the process ended with status {code.returncode}')
         return json.loads(path.read_text())['rows'][0]

@@ -35,6 +35,7 @@ class Row:
     """What was measured of a case; ``error`` refuses the speed.
 
     ``memory``: bytes of the arguments (states, trace) and temporaries of a call's program.
+    ``peak_memory``: bytes at most in use, of the GPU where there is one, else of the process.
     """
 
     case: Case
@@ -44,7 +45,7 @@ class Row:
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     memory: dict[str, int] = dataclasses.field(default_factory=dict)
-    peak_rss: int = 0
+    peak_memory: int = 0
 
     def median(self, who: str) -> float | None:
         times = self.seconds.get(who)
@@ -216,8 +217,15 @@ def run(case: Case, repeats: int, progress: bool = True, programs: bool = True) 
             used = program.memory_analysis()
             row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes
         row.seconds = interleaved(jitted, (x, y), repeats, case.name if progress else None)
-    row.peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    row.peak_memory = _peak_memory()
     return row
+
+
+def _peak_memory() -> int:
+    """Bytes at most in use so far: of a GPU where there is one, else of this process."""
+    used = jax.devices()[0].memory_stats() or {}
+    return used.get('peak_bytes_in_use') or \
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _silent(case: Case, x: Any, row: Row) -> str:

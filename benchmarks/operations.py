@@ -20,12 +20,13 @@ import numpy as np
 from rich.table import Table
 
 from traceops import ops
+from traceops.benchmarks.device_time import microseconds
 from traceops.benchmarks.measure import interleaved
 from traceops.benchmarks.targets import GPUS
 from traceops.kernels.trace_gradient.launch import work
 from traceops.text import render
 
-__all__ = ['OperationCase', 'OperationRow', 'cases', 'run', 'table']
+__all__ = ['OperationCase', 'OperationRow', 'apart', 'cases', 'run', 'table']
 
 #: Relative difference by norm of a float32 kernel from the reference; and of one whose operands
 #: are rounded to tf32, as XLA's are too, but not to the same of two neighbours.
@@ -43,6 +44,11 @@ class OperationCase:
     exact: Callable[..., Any] | None = None     # the result in float64, where errors are stated
     tolerance: float = TOLERANCE
     work: tuple[int, str] = (0, '')             # operations, and what they are done in
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a kernel overwrites the first operand."""
+        return self.operation == 'd_trace_window'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,12 +139,11 @@ def _row(case: OperationCase, repeats: int) -> OperationRow:
     fns = {b: jax.jit(functools.partial(case.call, backend=b)) for b in backends}
     results = {b: jax.tree.leaves(fn(*operands)) for b, fn in fns.items()}
     touched = sum(a.nbytes for a in (*operands, *results['jax']))
-    difference = _apart(results['triton'], results['jax']) if 'triton' in fns else None
-    error = None if case.exact is None else _apart(
+    difference = apart(results['triton'], results['jax']) if 'triton' in fns else None
+    error = None if case.exact is None else apart(
         results[backends[-1]], [case.exact(*case.operands)])
     del results
-    times = {b: 1e6 * float(np.median(t))
-             for b, t in interleaved(fns, operands, repeats, None).items()}
+    times = _times(case, fns, operands, repeats)
     wrong = difference is not None and not difference <= case.tolerance
     best = min(times, key=lambda b: times[b])
     reason = found.reason if len(times) == 1 else (
@@ -149,7 +154,18 @@ def _row(case: OperationCase, repeats: int) -> OperationRow:
                         error, 'jax' if wrong else best, reason, case.tolerance)
 
 
-def _apart(got: list[Any], want: list[Any]) -> float:
+def _times(case: OperationCase, fns: dict[str, Any], operands: tuple[Any, ...],
+           repeats: int) -> dict[str, float]:
+    """Microseconds by backend: on a GPU of its kernels, else of the call."""
+    on_gpu = {b: microseconds(fn, operands, repeats, not case.in_place) for b, fn in fns.items()
+              if jax.default_backend() == 'gpu'}
+    if on_gpu and all(on_gpu.values()):
+        return {b: t for b, t in on_gpu.items() if t is not None}
+    return {b: 1e6 * float(np.median(t))
+            for b, t in interleaved(fns, operands, repeats, None).items()}
+
+
+def apart(got: list[Any], want: list[Any]) -> float:
     """The largest relative difference of a result, by norm."""
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64))
              for a, b in zip(got, want, strict=True)]

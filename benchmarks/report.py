@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -31,7 +32,8 @@ def machine() -> dict[str, Any]:
         cpu = names[0] if names else cpu
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     versions = {p: metadata.version(p) for p in ('jax', 'braintrace', 'brainstate', 'brainpy')}
-    return {'cpu': cpu, 'cores': os.cpu_count(), 'memory': memory,
+    gpu = jax.devices()[0].device_kind if jax.default_backend() == 'gpu' else ''
+    return {'gpu': gpu, 'cpu': cpu, 'cores': os.cpu_count(), 'memory': memory,
             'python': platform.python_version(), 'versions': versions}
 
 
@@ -39,8 +41,11 @@ def machine_text() -> str:
     """One line for the head of a report."""
     m = machine()
     versions = ', '.join(f'{k} {v}' for k, v in m['versions'].items())
-    return (f'{m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2 ** 30:.0f} GiB; '
-            f'Python {m["python"]}, {versions}; float32')
+    gpu = f'{m["gpu"]}; ' if m['gpu'] else ''
+    precision = jax.config.jax_default_matmul_precision
+    return (f'{gpu}{m["cpu"]}, {m["cores"]} cores, {m["memory"] / 2 ** 30:.0f} GiB; '
+            f'Python {m["python"]}, {versions}; float32'
+            + (f', products in {precision}' if precision else ''))
 
 
 def figures(row: Row) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def figures(row: Row) -> dict[str, Any]:
         'name': case.name, 'error': row.error, 'difference': row.difference,
         'spikes_per_neuron': row.spikes, 'seconds': times,
         'compile_seconds': row.compile_seconds, 'memory': row.memory,
-        'peak_rss': row.peak_rss,
+        'peak_memory': row.peak_memory,
         'trace_bytes': case.trace_bytes if case.rule == 'D_RTRL' else None,
         'upstream_fits': case.upstream_fits, 'bar': case.bar, 'bar_free': case.bar_free,
         'ratio': row.ratio('upstream', 'traceops'), 'ratio_free': row.ratio('upstream', 'free'),
@@ -111,7 +116,7 @@ def _cells(f: dict[str, Any]) -> list[str]:
             _ms(f, 'forward'), _ratio(f['ratio'], f['bar']),
             _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
             f'{f["compile_ratio"]:.2f}' if f['compile_ratio'] else '-',
-            f'{f["peak_rss"] / 2 ** 30:.1f}']
+            f'{f["peak_memory"] / 2 ** 30:.1f}']
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -5,8 +5,8 @@
 import triton
 import triton.language as tl
 
-__all__ = ['load_each', 'load_rows', 'load_states', 'matvec', 'store_rows', 'store_states',
-           'transposed_matvec']
+__all__ = ['choose', 'load_each', 'load_rows', 'load_states', 'matvec', 'store_rows',
+           'store_states', 'transposed_matvec']
 
 
 @triton.jit
@@ -51,6 +51,15 @@ def store_rows(ptr, at, live, rows, S: tl.constexpr):
     """Write S x S tensors, row by row, to positions ``at`` of an array ``[..., S, S]``."""
     for i in tl.static_range(S * S):
         tl.store(ptr + at * (S * S) + i, rows[i], mask=live)
+
+
+@triton.jit
+def choose(condition, new, old, COUNT: tl.constexpr):
+    """COUNT tensors: ``new`` where the condition holds, else ``old``."""
+    out = ()
+    for i in tl.static_range(COUNT):
+        out = out + (tl.where(condition, new[i], old[i]),)
+    return out
 
 
 @triton.jit

@@ -18,8 +18,8 @@ MAX_STATES, MAX_RELATIONS = 4, 4
 #: (generation, dtype, S, whether positions are few) to the tile: ``block`` is positions a
 #: program. Few positions: small programs, so that every multiprocessor gets one.
 TABLE: dict[tuple[int, str, int, bool], Tile] = {
-    (g, 'float32', S, few): Tile((32,), warps=1, blocks_per_sm=16) if few
-    else Tile((256 if S <= 2 else 128,), warps=4, blocks_per_sm=4 if S <= 2 else 3)
+    (g, 'float32', S, few): Tile((32, 4), warps=1, blocks_per_sm=16) if few
+    else Tile((256 if S <= 2 else 128, 2), warps=4, blocks_per_sm=4 if S <= 2 else 3)
     for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
 
 _FEW = 32768
@@ -54,7 +54,8 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S, N < _FEW]
     form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
-    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'ONCE': once, 'BLOCK': tile.block[0]}
+    constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'ONCE': once, 'BLOCK': tile.block[0],
+                 'STEPS': tile.block[1]}
     name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
     nothing = ((1,), np.float32)        # of a result that is not asked for: never written

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton kernels of ``adjoint_window``: one thread walks the steps of one position.
 
-The states and the arriving adjoint stay in registers; the loads of the next step are issued
-before the arithmetic of this one. Each kernel has an entry for every number of relations, for
+The states and the arriving adjoint stay in registers; the loads of the next STEPS steps are issued
+before the arithmetic of these. Each kernel has an entry for every number of relations, for
 operands with a trailing axis of states (``adjoint_window_2``: two relations), and for one operand
 a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies. ONCE
 has a bit for each of those that has one step for all, the Jacobian's first.
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from traceops.kernels.states import (
+    choose,
     load_each,
     load_rows,
     load_states,
@@ -48,9 +49,20 @@ def _load_step(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, 
 
 
 @triton.jit
+def _load_steps(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr, V: tl.constexpr,
+                JOINED: tl.constexpr, ONCE: tl.constexpr, STEPS: tl.constexpr):
+    """Step t and the STEPS - 1 before it."""
+    out = ()
+    for j in tl.static_range(STEPS):
+        out = out + (_load_step(jacobian, vectors, t - j, n, live, N, S, V, JOINED, ONCE),)
+    return out
+
+
+@triton.jit
 def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.constexpr,
           S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-          ONCE: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
+          ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+          JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     zero = tl.zeros((BLOCK,), tl.float32)
@@ -60,31 +72,35 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
         arriving = arriving + (zero,)
         decaying = decaying + (zero,)
     vectors = (signal,) + factors
-    ahead = _load_step(jacobian, vectors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, 1 + R,
-                       JOINED, ONCE)
-    for k in range(T):
-        t = T - 1 - k
-        now = ahead
-        ahead = _load_step(jacobian, vectors, t - 1, n, live, N, S, 1 + R, JOINED,
-                           ONCE)
-        adjoint = ()
-        kept = ()
-        for s in tl.static_range(S):
-            L = now[1][s]
-            if FILTER:
-                L = L + decaying[s]
-                kept = kept + (KAPPA * L,)
-            else:
-                kept = kept + (decaying[s],)
-            adjoint = adjoint + (L + arriving[s],)
-        decaying = kept
-        at = tl.cast(t, tl.int64) * N + n
-        for r in tl.static_range(R):
-            delta = adjoint[0] * now[2 + r][0]
-            for s in tl.static_range(1, S):
-                delta += adjoint[s] * now[2 + r][s]
-            tl.store(deltas[r] + at, delta, mask=live)
-        arriving = transposed_matvec(now[0], adjoint, S)
+    # numbers of Triton's also where T is Python's; the interpreter spreads no scalar of truth
+    last, steady = T - 1 + tl.zeros((), tl.int32), tl.zeros((BLOCK,), tl.int32)
+    ahead = _load_steps(jacobian, vectors, last, n, live, N, S, 1 + R, JOINED, ONCE, STEPS)
+    for first in range(0, T, STEPS):
+        steps = ahead
+        ahead = _load_steps(jacobian, vectors, last - first - STEPS, n, live, N, S, 1 + R,
+                            JOINED, ONCE, STEPS)
+        for j in tl.static_range(STEPS):
+            now = steps[j]
+            t = last - first - j
+            there = t + steady >= 0
+            adjoint = ()
+            kept = ()
+            for s in tl.static_range(S):
+                L = now[1][s]
+                if FILTER:
+                    L = L + decaying[s]
+                    kept = kept + (KAPPA * L,)
+                else:
+                    kept = kept + (decaying[s],)
+                adjoint = adjoint + (L + arriving[s],)
+            at = tl.cast(t, tl.int64) * N + n
+            for r in tl.static_range(R):
+                delta = adjoint[0] * now[2 + r][0]
+                for s in tl.static_range(1, S):
+                    delta += adjoint[s] * now[2 + r][s]
+                tl.store(deltas[r] + at, delta, mask=live & there)
+            decaying = choose(there, kept, decaying, S)
+            arriving = choose(there, transposed_matvec(now[0], adjoint, S), arriving, S)
     store_states(entering, n, live, arriving, S)
     if FILTER:
         store_states(filtered, n, live, decaying, S)
@@ -93,7 +109,8 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
 @triton.jit
 def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constexpr,
                   S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                  ONCE: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr):
+                  ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+          JOINED: tl.constexpr):
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter
@@ -109,30 +126,35 @@ def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constex
     sums = ()
     for _ in tl.static_range(R * S):
         sums = sums + (zero,)
-    ahead = _load_step(jacobian, factors, T - 1 + tl.zeros((), tl.int32), n, live, N, S, R, JOINED,
-                       ONCE)
-    for k in range(T):
-        t = T - 1 - k
-        now = ahead
-        ahead = _load_step(jacobian, factors, t - 1, n, live, N, S, R, JOINED, ONCE)
-        adjoint = ()
-        for i in tl.static_range(S * S):
-            if i % (S + 1) == 0:
-                adjoint = adjoint + (rows[i] + weight,)
-            else:
-                adjoint = adjoint + (rows[i],)
-        weight = KAPPA * weight
-        at = tl.cast(t, tl.int64) * N + n
-        more = ()
-        for r in tl.static_range(R):
-            product = matvec(adjoint, now[1 + r], S)
-            store_states(products[r], at, live, product, S)
-            for s in tl.static_range(S):
-                more = more + (sums[r * S + s] + product[s],)
-        sums = more
-        rows = ()
-        for i in tl.static_range(S):
-            rows = rows + transposed_matvec(now[0], adjoint[i * S:i * S + S], S)
+    last, steady = T - 1 + tl.zeros((), tl.int32), tl.zeros((BLOCK,), tl.int32)
+    ahead = _load_steps(jacobian, factors, last, n, live, N, S, R, JOINED, ONCE, STEPS)
+    for first in range(0, T, STEPS):
+        steps = ahead
+        ahead = _load_steps(jacobian, factors, last - first - STEPS, n, live, N, S, R, JOINED,
+                            ONCE, STEPS)
+        for j in tl.static_range(STEPS):
+            now = steps[j]
+            t = last - first - j
+            there = t + steady >= 0
+            adjoint = ()
+            for i in tl.static_range(S * S):
+                if i % (S + 1) == 0:
+                    adjoint = adjoint + (rows[i] + weight,)
+                else:
+                    adjoint = adjoint + (rows[i],)
+            weight = KAPPA * weight
+            at = tl.cast(t, tl.int64) * N + n
+            more = ()
+            for r in tl.static_range(R):
+                product = matvec(adjoint, now[1 + r], S)
+                store_states(products[r], at, live & there, product, S)
+                for s in tl.static_range(S):
+                    more = more + (sums[r * S + s] + product[s],)
+            earlier = ()
+            for i in tl.static_range(S):
+                earlier = earlier + transposed_matvec(now[0], adjoint[i * S:i * S + S], S)
+            sums = choose(there, more, sums, R * S)
+            rows = choose(there, earlier, rows, S * S)
     for r in tl.static_range(R):
         store_states(totals[r], n, live, sums[r * S:r * S + S], S)
     if not START:
@@ -142,169 +164,176 @@ def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constex
 @triton.jit
 def adjoint_window_1(signal, jacobian, f0, T, d0, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER,
-          ONCE, BLOCK, True)
+          ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def adjoint_window_2(signal, jacobian, f0, f1, T, d0, d1, entering, filtered, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,)), (d0, d1), entering, filtered, T, N, S, 2, KAPPA,
-          FILTER, ONCE, BLOCK, True)
+          FILTER, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def adjoint_window_3(signal, jacobian, f0, f1, f2, T, d0, d1, d2, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,)), (d0, d1, d2), entering, filtered, T, N,
-          S, 3, KAPPA, FILTER, ONCE, BLOCK, True)
+          S, 3, KAPPA, FILTER, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def adjoint_window_4(signal, jacobian, f0, f1, f2, f3, T, d0, d1, d2, d3, entering, filtered,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,), (f3,)), (d0, d1, d2, d3), entering,
-          filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, True)
+          filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def adjoint_window_2x1(L0, L1, D00, D01, D10, D11, f00, f01, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01),), (d0,), entering, filtered, T, N, S, 1,
-          KAPPA, FILTER, ONCE, BLOCK, False)
+          KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def adjoint_window_2x2(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, T, d0, d1, entering,
                        filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11)), (d0, d1), entering, filtered,
-          T, N, S, 2, KAPPA, FILTER, ONCE, BLOCK, False)
+          T, N, S, 2, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def adjoint_window_2x3(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, d0, d1, d2,
                        entering, filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (d0, d1, d2),
-          entering, filtered, T, N, S, 3, KAPPA, FILTER, ONCE, BLOCK, False)
+          entering, filtered, T, N, S, 3, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def adjoint_window_2x4(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, d0,
                        d1, d2, d3, entering, filtered, N: tl.constexpr, S: tl.constexpr,
                        KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr):
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, False)
+          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK,
+          STEPS, False)
 
 
 @triton.jit
 def adjoint_window_3x1(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T,
                        d0, entering, filtered, N: tl.constexpr, S: tl.constexpr,
                        KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr):
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (d0,),
-          entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE, BLOCK, False)
+          entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
                        D30, D31, D32, D33, f00, f01, f02, f03, T, d0, entering, filtered,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       FILTER: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk((L0, L1, L2, L3),
           (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
           ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE,
-          BLOCK, False)
+          BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_1(jacobian, f0, T, p0, s0, leaving, N: tl.constexpr, S: tl.constexpr,
                      KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
-                     BLOCK: tl.constexpr):
+                     BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
-                  BLOCK, True)
+                  BLOCK, STEPS, True)
 
 
 @triton.jit
 def leaving_window_2(jacobian, f0, f1, T, p0, p1, s0, s1, leaving, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), (s0, s1), leaving, T, N, S, 2, KAPPA,
-                  START, ONCE, BLOCK, True)
+                  START, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, s0, s1, s2, leaving, N: tl.constexpr,
                      S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), (s0, s1, s2), leaving, T, N,
-                  S, 3, KAPPA, START, ONCE, BLOCK, True)
+                  S, 3, KAPPA, START, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, s0, s1, s2, s3, leaving,
                      N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), (s0, s1, s2, s3),
-                  leaving, T, N, S, 4, KAPPA, START, ONCE, BLOCK, True)
+                  leaving, T, N, S, 4, KAPPA, START, ONCE, BLOCK, STEPS, True)
 
 
 @triton.jit
 def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, s0, leaving, N: tl.constexpr,
                        S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA,
-                  START, ONCE, BLOCK, False)
+                  START, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, s0, s1, leaving,
                        N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), (s0, s1), leaving, T,
-                  N, S, 2, KAPPA, START, ONCE, BLOCK, False)
+                  N, S, 2, KAPPA, START, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, s0, s1,
                        s2, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       START: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       START: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
-                  (s0, s1, s2), leaving, T, N, S, 3, KAPPA, START, ONCE, BLOCK, False)
+                  (s0, s1, s2), leaving, T, N, S, 3, KAPPA, START, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
                        p3, s0, s1, s2, s3, leaving, N: tl.constexpr, S: tl.constexpr,
                        KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr):
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
                   (p0, p1, p2, p3), (s0, s1, s2, s3), leaving, T, N, S, 4, KAPPA, START, ONCE,
-                  BLOCK, False)
+                  BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, s0,
                        leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       START: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       START: tl.constexpr, ONCE: tl.constexpr,
+                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,), (s0,),
-                  leaving, T, N, S, 1, KAPPA, START, ONCE, BLOCK, False)
+                  leaving, T, N, S, 1, KAPPA, START, ONCE, BLOCK, STEPS, False)
 
 
 @triton.jit
 def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
                        D33, f00, f01, f02, f03, T, p0, s0, leaving, N: tl.constexpr,
                        S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr):
+                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     _walk_leaving(
                   (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
                   ((f00, f01, f02, f03),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
-                  BLOCK, False)
+                  BLOCK, STEPS, False)
 

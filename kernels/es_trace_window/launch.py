@@ -17,8 +17,8 @@ MAX_STATES = 4
 
 #: (generation, dtype, S, whether positions are few) to the tile; ``block`` is positions a program.
 TABLE: dict[tuple[int, str, int, bool], Tile] = {
-    (g, 'float32', S, few): Tile((32,), warps=1, blocks_per_sm=16) if few
-    else Tile((256 if S <= 2 else 128,), warps=4, blocks_per_sm=4 if S <= 2 else 3)
+    (g, 'float32', S, few): Tile((32, 4), warps=1, blocks_per_sm=16) if few
+    else Tile((256 if S <= 2 else 128, 2), warps=4, blocks_per_sm=4 if S <= 2 else 3)
     for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
 
 _FEW = 32768
@@ -45,5 +45,5 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
         outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
         grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
         constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f, 'ONCE': once,
-                   'BLOCK': tile.block[0]},
+                   'BLOCK': tile.block[0], 'STEPS': tile.block[1]},
         tile=tile)

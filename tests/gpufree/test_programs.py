@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests.gpufree import TARGETS
 from traceops import ops
 from traceops.benchmarks import hlo
 from traceops.benchmarks.targets import (
-    GPUS,
     collectives,
     compile_for,
     kernel_calls,
@@ -62,7 +62,7 @@ def summary(compiled):
     return f'{len(kernel_calls(compiled))} kernels, temporary memory {memory / 1e6:.2f} MB, {sent}'
 
 
-@pytest.mark.parametrize('target', GPUS)
+@pytest.mark.parametrize('target', TARGETS)
 def test_one_kernel_a_scan_and_no_memory(target, proof):
     compiled = compile_for(target, scans, *SCAN)
     assert len(kernel_calls(compiled)) == 2
@@ -71,7 +71,7 @@ def test_one_kernel_a_scan_and_no_memory(target, proof):
     proof('both scans', target, summary(compiled))
 
 
-@pytest.mark.parametrize('target', GPUS)
+@pytest.mark.parametrize('target', TARGETS)
 def test_vmap_of_vmap_is_one_kernel(target, proof):
     many = [shape(3, 2, *a.shape) for a in SCAN[:4]]
     compiled = compile_for(target, jax.vmap(jax.vmap(scans, (0, 0, 0, 0, None)),
@@ -96,7 +96,7 @@ def test_whatever_is_mapped_is_one_launch(name, proof):
     proof(f'{name}, {2 * count} ways of mapping', 'h100', 'one kernel each')
 
 
-@pytest.mark.parametrize('target', GPUS)
+@pytest.mark.parametrize('target', TARGETS)
 def test_the_trace_is_updated_in_place(target, proof):
     """In a scan, with the trace donated: no second trace anywhere."""
     compiled = compile_for(target, updates, *UPDATES, donate_argnums=0)
@@ -107,7 +107,7 @@ def test_the_trace_is_updated_in_place(target, proof):
     proof('D-RTRL updates in a scan', target, summary(compiled))
 
 
-@pytest.mark.parametrize('target', GPUS)
+@pytest.mark.parametrize('target', TARGETS)
 @pytest.mark.parametrize('gradient', ['entering', 'leaving'])
 def test_the_sum_over_lanes_makes_no_array_of_lanes(target, gradient, proof):
     """Upstream's vmap mode sums weight gradients over lanes."""
@@ -220,7 +220,7 @@ def test_shard_map(layout, proof):
     proof(f'shard_map {layout}', '8 x h100', summary(compiled))
 
 
-@pytest.mark.parametrize('target', GPUS)
+@pytest.mark.parametrize('target', TARGETS)
 def test_the_automatic_choice_is_the_kernel(target):
     auto = compile_for(target, lambda L, D, f: ops.adjoint_window(L, D, [f]), *SCAN[:3])
     assert len(kernel_calls(auto)) == 1

@@ -12,10 +12,11 @@ import saiunit as u
 from jax.sharding import PartitionSpec as P
 
 import traceops
+from tests.gpufree import TARGETS
 from traceops.benchmarks import programs
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import of_case, online
-from traceops.benchmarks.targets import GPUS, collectives, compile_for, kernel_calls, mesh_of
+from traceops.benchmarks.targets import collectives, compile_for, kernel_calls, mesh_of
 
 T, B, N = 10, 16, 256
 STATES = {'lif': 1, 'alif': 2, 'gru': 1}
@@ -47,7 +48,7 @@ def calls(nets, quick):
 @calls(STATES, quick=[('alif', 'D_RTRL', True), ('alif', 'ES_D_RTRL', True),
                       ('gru', 'D_RTRL', False), ('lif', 'ES_D_RTRL', False)])
 @pytest.mark.parametrize('gpu', ['h100', *(
-    pytest.param(gpu, marks=pytest.mark.slow) for gpu in GPUS if gpu != 'h100')])
+    pytest.param(gpu, marks=pytest.mark.slow) for gpu in TARGETS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     function, given = call(net, rule, vmap)
     compiled = compile_for(gpu, function, *given)

@@ -114,6 +114,24 @@ def test_the_words_of_each_version(jax_triton, monkeypatch, version, out, other,
     assert options['N'] == 4 and options['input_output_aliases'] == {0: 0}
 
 
+IN_PLACE = KernelCall('op.kernel', (((4,), 'float32'), ((3,), 'float32'), ((2,), 'float32')), (2,),
+                      (7,), {}, Tile((32,)), {0: 0})
+
+
+@pytest.mark.parametrize('version, given, aliases', [
+    ('0.3.1', ['trace', 'gradient', 'rest'], {0: 0}),
+    ('0.4.1', ['gradient', 'rest', 'trace'], {0: 2})])
+def test_what_is_written_in_place_has_no_pointer_before_others(jax_triton, monkeypatch, version,
+                                                               given, aliases):
+    """On a GPU the launch of 0.4.1 gave ``gradient`` the trace's buffer otherwise."""
+    monkeypatch.setattr(traps, 'version', lambda name: Version(version))
+    outputs = traps.triton_call(['x'], ['trace', 'gradient', 'rest'], IN_PLACE, 90)
+    (_, options), = jax_triton
+    assert options['out_shape' if version < '0.4' else 'out_type'] == given
+    assert options['input_output_aliases'] == aliases
+    assert outputs == ['trace', 'gradient', 'rest']
+
+
 def test_the_rule_for_dead_code_is_replaced_on_jax_0_12_alone(monkeypatch):
     pytest.importorskip('jax_triton', reason='jax-triton is not installed: make test-gpufree')
     from jax.interpreters import partial_eval

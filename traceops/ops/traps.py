@@ -20,7 +20,8 @@ from packaging.version import Version
 
 from traceops.kernels.launch import KernelCall, kernel_function
 
-__all__ = ['MIN_PTX', 'call_options', 'find_ptxas', 'kernel_name', 'problem', 'ptx_of_cuda',
+__all__ = ['MIN_PTX', 'call_options', 'find_ptxas', 'kernel_name', 'output_order',
+           'problem', 'ptx_of_cuda',
            'ptx_version', 'register_dce_rule', 'triton_call', 'version']
 
 #: The oldest PTX that can target a generation.
@@ -166,11 +167,27 @@ def triton_call(operands: Sequence[Any], structs: Sequence[Any], call: KernelCal
     os.environ.setdefault('TRITON_DEFAULT_FP_FUSION', '1')
     register_dce_rule()
     out = 'out_type' if installed >= Version('0.4') else 'out_shape'
+    order = output_order(call, installed)
     with warnings.catch_warnings():
         # 0.4.1 would have aliased operands as Refs, which 0.3 does not have
         warnings.filterwarnings('ignore', 'input_output_aliases', DeprecationWarning)
-        return jax_triton.triton_call(
+        outputs = jax_triton.triton_call(
             *operands, *call.scalars, kernel=kernel_function(kernel_name(call, installed)),
             grid=call.grid, num_warps=call.tile.warps, num_stages=call.tile.stages,
-            compute_capability=capability, input_output_aliases=dict(call.aliases),
-            **{out: list(structs)}, **call_options(capability), **call.constants)
+            compute_capability=capability,
+            input_output_aliases={i: order.index(o) for i, o in call.aliases.items()},
+            **{out: [structs[o] for o in order]}, **call_options(capability), **call.constants)
+    return [outputs[order.index(o)] for o in range(len(structs))]
+
+
+def output_order(call: KernelCall, jax_triton: Version) -> list[int]:
+    """The order in which jax-triton is to be given the outputs.
+
+    Since 0.4 an aliased output has no pointer of its own in the kernel, but it keeps its place
+    among the results, which the launch hands to the pointers one by one: of the outputs that
+    follow an aliased one, each pointer would get the buffer before its own. So those come last.
+    """
+    outputs = range(len(call.outputs))
+    if jax_triton < Version('0.4'):
+        return list(outputs)
+    return sorted(outputs, key=lambda o: o in call.aliases.values())
