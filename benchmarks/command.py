@@ -12,6 +12,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -24,7 +26,8 @@ __all__ = ['main']
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='traceops bench', description=__doc__)
-    parser.add_argument('--cases', default='*', metavar='GLOB', help="e.g. 'ES*' or '*128*'")
+    parser.add_argument('--cases', nargs='+', default=['*'], metavar='GLOB',
+                        help="e.g. 'ES*' '*LIF 128*'")
     parser.add_argument('--repeats', type=int, default=5, help='rounds, at least (default 5)')
     parser.add_argument('--json', type=pathlib.Path, metavar='PATH', help='write the figures')
     parser.add_argument('--markdown', type=pathlib.Path, metavar='PATH', help='write the table')
@@ -54,17 +57,21 @@ def main(argv: list[str] | None = None) -> int:
         jax.config.update('jax_default_matmul_precision', 'highest')
     if args.loops:
         return _loops(args)
-    cases = [c for c in CASES if fnmatch.fnmatch(c.name, args.cases)]
+    cases = _chosen(CASES, args)
     if args.list:
         print('\n'.join(c.name for c in cases))
         return 0
     if not cases:
-        print(f'no case matches {args.cases!r}; known: {", ".join(c.name for c in CASES)}',
-              file=sys.stderr)
+        print(f'no case matches {" ".join(args.cases)!r}; known: '
+              f'{", ".join(c.name for c in CASES)}', file=sys.stderr)
         return 2
     print(report.machine_text())
     if args.tiles is not None:
         from traceops.benchmarks import tiles
+        if jax.default_backend() != 'gpu':
+            print(f'--tiles times kernels on a GPU, and jax runs on {jax.default_backend()}; '
+                  'what it sees, `traceops doctor` says', file=sys.stderr)
+            return 2
         print(tiles.table(tiles.run(args.tiles, args.repeats)))
         return 0
     if args.operations:
@@ -88,10 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if any(r['error'] for r in rows) else 0
 
 
+def _chosen(cases: Sequence[Any], args: argparse.Namespace) -> list[Any]:
+    return [c for c in cases if any(fnmatch.fnmatch(c.name, glob) for glob in args.cases)]
+
+
 def _loops(args: argparse.Namespace) -> int:
-    cases = [c for c in loops.CASES if fnmatch.fnmatch(c.name, args.cases)]
+    cases = _chosen(loops.CASES, args)
     if not cases:
-        print(f'no loop matches {args.cases!r}; known: '
+        print(f'no loop matches {" ".join(args.cases)!r}; known: '
               f'{", ".join(c.name for c in loops.CASES)}', file=sys.stderr)
         return 2
     if args.list:

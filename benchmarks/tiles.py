@@ -35,8 +35,8 @@ def _tiles(blocks: Iterator[tuple[int, ...]] | list[tuple[int, ...]],
             itertools.product(blocks, forms)]
 
 
-_WALK = [*_tiles([(32, 1), (32, 4), (32, 8)], [(1, 2)]), *_tiles([(64, 4), (64, 8)], [(2, 2)]),
-         *_tiles([(128, 4), (128, 8), (256, 2)], [(4, 2)])]
+_WALK = _tiles([(32, 16), (32, 32), (32, 64), (32, 96)], [(1, 2)]) + _tiles(
+    [(64, 32), (64, 64)], [(2, 2)]) + _tiles([(128, 64)], [(4, 2)])
 #: What is tried of every operation; what a block is, its launch table says.
 CANDIDATES: dict[str, list[Tile]] = {
     'adjoint_window': _WALK,
@@ -45,9 +45,9 @@ CANDIDATES: dict[str, list[Tile]] = {
         *_tiles([(32, 64), (16, 64), (16, 128), (8, 128), (32, 32)], [(4, 2)]),
         *_tiles([(64, 64), (32, 128)], [(8, 2)])],
     'trace_gradient': [
-        *_tiles([(128, 64, 32), (64, 128, 32)], [(4, 3), (8, 3), (4, 4)]),
-        *_tiles([(128, 128, 32)], [(8, 3), (8, 4), (4, 3)]),
-        *_tiles([(64, 64, 32)], [(4, 3), (4, 4)]), *_tiles([(64, 64, 64)], [(4, 3)])],
+        *_tiles([(128, 64, 32), (64, 64, 32), (64, 64, 64)], [(4, 3), (8, 3)]),
+        *_tiles([(128, 32, 32), (64, 32, 32), (64, 32, 64), (128, 64, 16)], [(4, 3), (4, 4)]),
+        *_tiles([(256, 64, 32), (128, 128, 32)], [(8, 3)])],
 }
 
 
@@ -62,17 +62,15 @@ class Found:
 
 
 def run(names: str = '', repeats: int = 10, N: int = 1024) -> list[Found]:
-    """Try the candidates for the cases of :mod:`traceops.benchmarks.operations` (``names``: part
-    of the name of those that are wanted).
+    """Try the candidates for the cases of :mod:`traceops.benchmarks.operations`.
 
-    Raises
-    ------
-    RuntimeError
-        There is no GPU.
+    Parameters
+    ----------
+    names : str
+        Part of the name of the cases that are wanted.
+    repeats, N : int
+        Calls that are timed, and neurons of the layer.
     """
-    if jax.default_backend() != 'gpu':
-        raise RuntimeError('tiles are timed on a GPU, and jax runs on '
-                           f'{jax.default_backend()}: `traceops doctor` says what it sees')
     wanted = [(case, tile) for case in cases(N=N) if names in case.name
               for tile in CANDIDATES[case.operation]]
     return [_tried(case, tile, repeats) for case, tile in tqdm(wanted, leave=False)]

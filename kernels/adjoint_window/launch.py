@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation
+from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation, steps_ahead
 
 __all__ = ['MAX_RELATIONS', 'MAX_STATES', 'SEPARATE', 'TABLE', 'is_separate', 'plan']
 
 MAX_STATES, MAX_RELATIONS = 4, 4
 
-#: (generation, dtype, S, whether positions are few) to the tile: ``block`` is positions a
-#: program. Few positions: small programs, so that every multiprocessor gets one.
-TABLE: dict[tuple[int, str, int, bool], Tile] = {
-    (g, 'float32', S, few): Tile((32, 4), warps=1, blocks_per_sm=16) if few
-    else Tile((256 if S <= 2 else 128, 2), warps=4, blocks_per_sm=4 if S <= 2 else 3)
-    for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
-
-_FEW = 32768
+#: (generation, dtype, S) to the tile: ``block`` is positions of a program, and the values that a
+#: thread loads ahead. Programs are small, so that few positions spread over all multiprocessors.
+TABLE: dict[tuple[int, str, int], Tile] = {
+    (g, 'float32', S): Tile((32, 64), warps=1, blocks_per_sm=8)
+    for g in (80, 90, 100) for S in (1, 2, 3, 4)}
 
 
 #: Forms with one operand a state: how many relations each number of states may have. Others are
@@ -52,10 +49,10 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
         return f'the kernel serves 1 to {MAX_RELATIONS} relations a group, here {R}'
     T, place = jacobian.shape[0], jacobian.shape[1:-2]
     N = math.prod(place)
-    tile = TABLE[generation(capability), 'float32', S, N < _FEW]
+    tile = TABLE[generation(capability), 'float32', S]
     form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
     constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'ONCE': once, 'BLOCK': tile.block[0],
-                 'STEPS': tile.block[1]}
+                 'STEPS': steps_ahead(tile.block[1], S * S + (R if leaving else R + 1) * S)}
     name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
     nothing = ((1,), np.float32)        # of a result that is not asked for: never written

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation
+from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation, steps_ahead
 
 __all__ = ['MAX_STATES', 'TABLE', 'plan']
 
 MAX_STATES = 4
 
-#: (generation, dtype, S, whether positions are few) to the tile; ``block`` is positions a program.
-TABLE: dict[tuple[int, str, int, bool], Tile] = {
-    (g, 'float32', S, few): Tile((32, 4), warps=1, blocks_per_sm=16) if few
-    else Tile((256 if S <= 2 else 128, 2), warps=4, blocks_per_sm=4 if S <= 2 else 3)
-    for g in (80, 90, 100) for S in (1, 2, 3, 4) for few in (False, True)}
-
-_FEW = 32768
+#: (generation, dtype, S) to the tile: ``block`` is positions of a program, and the values that a
+#: thread loads ahead. Programs are small, so that few positions spread over all multiprocessors.
+TABLE: dict[tuple[int, str, int], Tile] = {
+    (g, 'float32', S): Tile((32, 64), warps=1, blocks_per_sm=8)
+    for g in (80, 90, 100) for S in (1, 2, 3, 4)}
 
 
 def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *,
@@ -39,11 +37,11 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
         return f'{S} states a position do not fit in registers (at most {MAX_STATES})'
     T, place = signal.shape[0], signal.shape[1:-1]
     N = math.prod(place)
-    tile = TABLE[generation(capability), 'float32', S, N < _FEW]
+    tile = TABLE[generation(capability), 'float32', S]
     return KernelCall(
         kernel=f'es_trace_window.es_trace_window{f"_{S}" if apart and S > 1 else ""}',
         outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
         grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
         constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f, 'ONCE': once,
-                   'BLOCK': tile.block[0], 'STEPS': tile.block[1]},
+                   'BLOCK': tile.block[0], 'STEPS': steps_ahead(tile.block[1], S * S + 2 * S)},
         tile=tile)

@@ -68,41 +68,39 @@ class Resources:
     tensor: int                 # products on tensor cores
 
 
+_PLACE = (32, 512)
+
+
 def _scan_cases():
-    many = 65536
-    for g, S, few in itertools.product(GENERATIONS, (1, 2, 3, 4), (False, True)):
-        place = (32, 512) if few else (32, many // 32)
-        size = 'few' if few else 'many'
+    for g, S in itertools.product(GENERATIONS, (1, 2, 3, 4)):
         for R, kappa in ((1, None), (1, .5), (4, .5)):
-            vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
-            form = f'S={S} {size} relations={R} filter={kappa is not None}'
-            yield Case(g, 'adjoint_window', form,
+            vector, matrix = ((50, *_PLACE, S), jnp.float32), ((50, *_PLACE, S, S), jnp.float32)
+            yield Case(g, 'adjoint_window', f'S={S} relations={R} filter={kappa is not None}',
                        (vector, matrix, *(vector,) * R),
                        (('kappa', kappa), ('states', 0), ('leaving', '')))
-        yield Case(g, 'es_trace_window', f'S={S} {size}',
-                   (vector, matrix, vector, ((*place, S), jnp.float32), ((50,), jnp.float32)),
+        yield Case(g, 'es_trace_window', f'S={S}',
+                   (vector, matrix, vector, ((*_PLACE, S), jnp.float32), ((50,), jnp.float32)),
                    (('decay_x', .9), ('decay_f', .9), ('states', 0)))
         if S > 1:
-            one, last = ((50, *place), jnp.float32), (place, jnp.float32)
-            yield Case(g, 'es_trace_window', f'S={S} {size} apart',
+            one, last = ((50, *_PLACE), jnp.float32), (_PLACE, jnp.float32)
+            yield Case(g, 'es_trace_window', f'S={S} apart',
                        (*(one,) * (S + S * S + S), *(last,) * S, ((50,), jnp.float32)),
                        (('decay_x', .9), ('decay_f', .9), ('states', S)))
 
 
 def _scan_forms():
     """The scan with one operand a state, and its other form."""
-    for g, S, (size, place) in itertools.product(
-            GENERATIONS, (1, 2, 3, 4), (('few', (32, 512)), ('many', (32, 2048)))):
-        one = ((50, *place), jnp.float32)
-        vector, matrix = ((50, *place, S), jnp.float32), ((50, *place, S, S), jnp.float32)
+    for g, S in itertools.product(GENERATIONS, (1, 2, 3, 4)):
+        one = ((50, *_PLACE), jnp.float32)
+        vector, matrix = ((50, *_PLACE, S), jnp.float32), ((50, *_PLACE, S, S), jnp.float32)
         for R in (1, 4):
             apart = is_separate(S, R)
             for kappa in (None, .5) if apart else ():
                 yield Case(g, 'adjoint_window',
-                           f'S={S} {size} relations={R} filter={kappa is not None} apart',
+                           f'S={S} relations={R} filter={kappa is not None} apart',
                            (one,) * (S + S * S + R * S),
                            (('kappa', kappa), ('states', S), ('leaving', '')))
-            yield Case(g, 'adjoint_window', f'S={S} {size} relations={R} leaving{" apart" * apart}',
+            yield Case(g, 'adjoint_window', f'S={S} relations={R} leaving{" apart" * apart}',
                        (one,) * (S * S + R * S) if apart else (matrix, *(vector,) * R),
                        (('kappa', .5), ('states', S * apart), ('leaving', 'onto')))
 

@@ -101,7 +101,7 @@ def _cases() -> list[Any]:
     delta, total = draw(7, 3, 36), draw(33, 36)
     few_bits = np.float32(np.round(delta * 32) / 32)
     return [((x, d, total), {'precision': precision, 'by_sample': False}) for precision, x, d in (
-        ('bf16x3', spikes, delta), ('highest', draw(7, 3, 33), delta),
+        ('highest', draw(7, 3, 33), delta), ('bf16x3', spikes, delta),
         ('bf16x2', spikes, delta), ('tf32', spikes, few_bits))]
 
 

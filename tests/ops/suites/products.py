@@ -39,6 +39,14 @@ class DTraceWindowSuite(Suite):
         got = ops.d_trace_window(*operands, gradient=gradient, backend=self.backend)
         close(got, oracle.d_trace_window(*operands, gradient), self.tolerance)
 
+    @pytest.mark.parametrize('gradient, T, S', in_turn(
+        ['entering', 'leaving'], [16, 50], [1, 2, 3, 4]))
+    def test_a_window_of_many_steps(self, S, T, gradient):
+        """Left to XLA unless the kernel is asked for."""
+        operands = self.operands(S, T=T, B=2, I=18, O=37)
+        got = ops.d_trace_window(*operands, gradient=gradient, backend=self.backend)
+        close(got, oracle.d_trace_window(*operands, gradient), self.tolerance)
+
     @pytest.mark.parametrize('S', [1, 2, 4])
     @pytest.mark.parametrize('storage, tolerance', [(jnp.bfloat16, 5e-3), (jnp.float16, 6e-4)])
     def test_narrow_storage(self, S, storage, tolerance):
