@@ -7,7 +7,6 @@ A kernel of ten microseconds cannot be timed from the host, where a call takes l
 
 from __future__ import annotations
 
-import collections
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -49,7 +48,7 @@ def microseconds(fn: Callable[..., Any], args: tuple[Any, ...], repeats: int,
     """
     filled = jnp.zeros(_FILL)
     jax.block_until_ready((fn(*args), _refill(filled)))
-    between = collections.Counter(name for name, _ in kernel_seconds(_refill, filled))
+    between = {name for name, _ in kernel_seconds(_refill, filled)}
 
     def rounds() -> None:
         for _ in range(repeats):

@@ -26,7 +26,7 @@ from traceops.benchmarks.targets import GPUS
 from traceops.kernels.trace_gradient.launch import work
 from traceops.text import render
 
-__all__ = ['OperationCase', 'OperationRow', 'apart', 'cases', 'run', 'table']
+__all__ = ['OperationCase', 'OperationRow', 'cases', 'run', 'table']
 
 #: Relative difference by norm of a float32 kernel from the reference; and of one whose operands
 #: are rounded to tf32, as XLA's are too, but not to the same of two neighbours.
@@ -139,8 +139,8 @@ def _row(case: OperationCase, repeats: int) -> OperationRow:
     fns = {b: jax.jit(functools.partial(case.call, backend=b)) for b in backends}
     results = {b: jax.tree.leaves(fn(*operands)) for b, fn in fns.items()}
     touched = sum(a.nbytes for a in (*operands, *results['jax']))
-    difference = apart(results['triton'], results['jax']) if 'triton' in fns else None
-    error = None if case.exact is None else apart(
+    difference = _apart(results['triton'], results['jax']) if 'triton' in fns else None
+    error = None if case.exact is None else _apart(
         results[backends[-1]], [case.exact(*case.operands)])
     del results
     times = _times(case, fns, operands, repeats)
@@ -165,7 +165,7 @@ def _times(case: OperationCase, fns: dict[str, Any], operands: tuple[Any, ...],
             for b, t in interleaved(fns, operands, repeats, None).items()}
 
 
-def apart(got: list[Any], want: list[Any]) -> float:
+def _apart(got: list[Any], want: list[Any]) -> float:
     """The largest relative difference of a result, by norm."""
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64))
              for a, b in zip(got, want, strict=True)]

@@ -106,9 +106,9 @@ def power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def steps_ahead(values: int, of_a_step: int) -> int:
-    """Steps that a thread loads ahead, of which it may hold so many values: a power of two, 1 to 8.
+def steps_ahead(values: int, of_a_step: int, steps: int) -> int:
+    """How many of ``steps`` a thread loads ahead, holding at most ``values``: a power of two to 8.
 
     A thread that waits for every step takes three times as long over a window.
     """
-    return max(s for s in (1, 2, 4, 8) if s == 1 or s * of_a_step <= values)
+    return max(s for s in (1, 2, 4, 8) if s == 1 or s * of_a_step <= values and s <= steps)

@@ -52,7 +52,7 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     tile = TABLE[generation(capability), 'float32', S]
     form = {'grid': (ceil_div(N, tile.block[0]),), 'scalars': (T,), 'tile': tile}
     constants = {'N': N, 'S': S, 'KAPPA': kappa or 0., 'ONCE': once, 'BLOCK': tile.block[0],
-                 'STEPS': steps_ahead(tile.block[1], S * S + (R if leaving else R + 1) * S)}
+                 'STEPS': steps_ahead(tile.block[1], S * S + (R if leaving else R + 1) * S, T)}
     name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
     nothing = ((1,), np.float32)        # of a result that is not asked for: never written

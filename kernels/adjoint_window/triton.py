@@ -110,7 +110,7 @@ def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.conste
 def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constexpr,
                   S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
                   ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
-          JOINED: tl.constexpr):
+                  JOINED: tl.constexpr):
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter

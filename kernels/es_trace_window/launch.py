@@ -43,5 +43,5 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
         outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
         grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
         constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f, 'ONCE': once,
-                   'BLOCK': tile.block[0], 'STEPS': steps_ahead(tile.block[1], S * S + 2 * S)},
+                   'BLOCK': tile.block[0], 'STEPS': steps_ahead(tile.block[1], S * S + 2 * S, T)},
         tile=tile)

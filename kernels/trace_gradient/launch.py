@@ -112,10 +112,10 @@ def _rather(generation: int, precision: str, by_sample: bool, K: int, I: int, O:
     """Why the automatic choice leaves a product to XLA, or nothing."""
     if precision == 'tf32':
         return "one product of one term, which XLA's library makes as well"
-    if generation == 90 and (by_sample or precision != 'highest'):
-        return "XLA's library is faster on this generation"
     if min(K, I, O) < _SIDE:
         return f'fewer than {_SIDE} inputs, outputs or rows: tensor cores would multiply padding'
+    if generation == 90 and (by_sample or precision != 'highest'):
+        return "XLA's library is faster on this generation"
     if parts > 1:
         return "few tiles: XLA's library shares out the rows inside of one call"
     return ''

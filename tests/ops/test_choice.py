@@ -141,15 +141,32 @@ def test_the_report():
     assert 'adjoint_window' in str(found) and found.to_dict()['rows'][0]['primitive']
 
 
-@pytest.mark.parametrize('T, I, O, precision, reason', [
-    (50, 2048, 2048, 'tf32', 'product of one term'), (50, 8, 2048, 'highest', 'fewer than 16'),
-    (50, 2048, 8, 'bf16x3', 'fewer than 16'), (50, 128, 128, 'highest', 'few tiles'),
-    (50, 2048, 2048, 'highest', None), (4, 128, 128, 'bf16x3', None)])
-def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, reason):  # noqa: E741
-    """By the automatic choice, which says why; not where the kernel is named."""
-    operation, here = OPERATIONS['trace_gradient'], choice.Place('interpret', 90, 'none', 1, False)
+@pytest.mark.parametrize('T, I, O, precision, by_sample, capability, reason', [
+    (50, 2048, 2048, 'tf32', False, 90, 'product of one term'),
+    (50, 8, 2048, 'highest', False, 90, 'fewer than 16'),
+    (50, 2048, 8, 'bf16x3', False, 90, 'fewer than 16'),
+    (50, 128, 128, 'highest', False, 90, 'few tiles'),
+    (50, 2048, 2048, 'highest', False, 90, None), (4, 128, 128, 'bf16x3', False, 80, None),
+    (50, 2048, 2048, 'bf16x3', False, 90, 'faster on this generation'),
+    (50, 2048, 2048, 'highest', True, 90, 'faster on this generation'),
+    (50, 2048, 2048, 'highest', True, 80, None)])
+def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, by_sample,  # noqa: E741
+                                                       capability, reason):
     given = [jax.ShapeDtypeStruct((T, 32, n), jnp.float32) for n in (I, O)]
-    params = {'precision': precision, 'by_sample': False}
+    left_to_xla('trace_gradient', given, {'precision': precision, 'by_sample': by_sample},
+                capability, reason)
+
+
+@pytest.mark.parametrize('T, reason', [(1, None), (8, None), (9, 'more than 8 steps')])
+def test_a_window_of_many_steps_over_a_trace_is_left_to_xla(T, reason):
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
+        (4, 64, 96, 2), (T, 4, 64), (T, 4, 96, 2), (4, 96, 2, 2), (4, 96, 2))]
+    left_to_xla('d_trace_window', given, {'gradient': 'entering'}, 90, reason)
+
+
+def left_to_xla(name, given, params, capability, reason):
+    """By the automatic choice, which says why; not where the kernel is named."""
+    operation, here = OPERATIONS[name], choice.Place('interpret', capability, 'none', 1, False)
     found = choice.decide(operation, given, params, 'auto', here)
     assert found.backend == ('jax' if reason else 'triton')
     assert reason is None or reason in found.reason

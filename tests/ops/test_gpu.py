@@ -30,6 +30,7 @@ class TestLeavingWindow(suites.LeavingWindowSuite):
 class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
     backend, kappa = 'triton', 0.6
     test_matches_a_loop = test_one_step_and_an_empty_batch = test_a_trace_made_of_it = None
+    test_more_steps_than_a_kernel_loads_ahead = None
 
 
 class TestEsTraceWindow(suites.EsTraceWindowSuite):

@@ -37,7 +37,7 @@ class AdjointWindowSuite(Suite):
 
     @pytest.mark.parametrize('S, R', [(1, 1), (2, 3), (3, 4), (4, 2)])
     def test_kappa_and_relations(self, S, R):
-        operands = self.operands(S, R=R, T=7)
+        operands = self.operands(S, R=R, T=11)
         got = ops.adjoint_window(operands[0], operands[1], operands[2:], kappa=0.7,
                                  backend=self.backend)
         close(got, oracle.adjoint_window(operands[0], operands[1], operands[2:], 0.7),
@@ -143,6 +143,11 @@ class LeavingWindowSuite(Suite):
         close(start[:2], want[:2], self.tolerance)
         assert start[2] is None
 
+    def test_more_steps_than_a_kernel_loads_ahead(self):
+        jacobian, *factors = self.operands(1, R=1, T=11)
+        close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
+              self.tolerance)
+
     def test_one_step_and_an_empty_batch(self):
         jacobian, *factors = self.operands(T=1)
         close(self.run(jacobian, *factors), oracle.leaving_window(jacobian, factors),
@@ -187,6 +192,11 @@ class EsTraceWindowSuite(Suite):
     @pytest.mark.parametrize('place, S', in_turn(SHAPES, [1, 2, 3, 4]))
     def test_matches_a_loop(self, S, place):
         operands = self.operands(S, place=place, T=6)
+        close(self.run(*operands), self.expected(operands), self.tolerance)
+
+    @pytest.mark.parametrize('S', [1, 2])
+    def test_more_steps_than_a_kernel_loads_ahead(self, S):
+        operands = self.operands(S, T=11)
         close(self.run(*operands), self.expected(operands), self.tolerance)
 
     @pytest.mark.parametrize('decays', [(0., 0.), (0., 0.9), (0.9, 0.)])
