@@ -61,8 +61,7 @@ def _load_steps(jacobian, vectors, t, n, live, N: tl.constexpr, S: tl.constexpr,
 @triton.jit
 def _walk(signal, jacobian, factors, deltas, entering, filtered, T, N: tl.constexpr,
           S: tl.constexpr, R: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-          ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
-          JOINED: tl.constexpr):
+          ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N
     zero = tl.zeros((BLOCK,), tl.float32)

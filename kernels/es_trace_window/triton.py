@@ -121,7 +121,7 @@ def es_trace_window(signal, jacobian, factor, carry, correction, T, filtered, to
 def es_trace_window_2(L0, L1, D00, D01, D10, D11, f0, f1, g0, g1, correction, T, filtered, total,
                       leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
                       DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                    STEPS: tl.constexpr):
+                      STEPS: tl.constexpr):
     _walk((L0, L1), (D00, D01, D10, D11), (f0, f1), (g0, g1), correction, T, filtered, total,
           leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK, STEPS, False)
 
@@ -131,7 +131,7 @@ def es_trace_window_3(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f
                       g2, correction, T, filtered, total, leaving, N: tl.constexpr,
                       S: tl.constexpr, DECAY_X: tl.constexpr, DECAY_F: tl.constexpr,
                       ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                    STEPS: tl.constexpr):
+                      STEPS: tl.constexpr):
     _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), (f0, f1, f2), (g0, g1, g2),
           correction, T, filtered, total, leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK,
           STEPS, False)
@@ -142,7 +142,7 @@ def es_trace_window_4(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D2
                       D30, D31, D32, D33, f0, f1, f2, f3, g0, g1, g2, g3, correction, T, filtered,
                       total, leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
                       DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                    STEPS: tl.constexpr):
+                      STEPS: tl.constexpr):
     _walk((L0, L1, L2, L3),
           (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
           (f0, f1, f2, f3), (g0, g1, g2, g3), correction, T, filtered, total, leaving, N, S,

@@ -20,9 +20,8 @@ from packaging.version import Version
 
 from traceops.kernels.launch import KernelCall, kernel_function
 
-__all__ = ['MIN_PTX', 'call_options', 'find_ptxas', 'kernel_name', 'output_order',
-           'problem', 'ptx_of_cuda',
-           'ptx_version', 'register_dce_rule', 'triton_call', 'version']
+__all__ = ['MIN_PTX', 'call_options', 'find_ptxas', 'kernel_name', 'output_order', 'problem',
+           'ptx_of_cuda', 'ptx_version', 'register_dce_rule', 'triton_call', 'version']
 
 #: The oldest PTX that can target a generation.
 MIN_PTX = {80: 70, 86: 71, 89: 78, 90: 78, 100: 86, 103: 88, 120: 87}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-SHAPES = [(1, 1), (3, 60), (2, 63), (5, 37), (1, 130)]      # batch x outputs
+SHAPES = [(1, 1), (3, 60), (2, 63), (5, 37), (1, 1000)]     # batch x outputs
 
 
 def in_turn(*axes, part=2):
