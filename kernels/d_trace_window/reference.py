@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['by_sample', 'd_trace_start', 'd_trace_window']
+__all__ = ['d_trace_start', 'd_trace_window']
 
 
 def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any,
@@ -48,24 +48,6 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
     pairs: Any = sum(signal[:, None, :, s] * a for s, a in enumerate(paired))
     total = jnp.sum(pairs, 0) if paired else jnp.zeros(trace.shape[1:3], wide)
     return jnp.stack(new, -1).astype(trace.dtype), total
-
-
-def by_sample(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any,
-              gradient: str) -> tuple[Any, Any]:
-    """The same, one sample after the other.
-
-    On a CPU a sample's trace then stays in cache for everything that is done with it.
-    """
-    def one(total: Any, sample: Any) -> Any:
-        e, x, p, M, L = sample
-        new, more = d_trace_window(e[None], x[:, None], p[:, None], M[None], L[None], gradient)
-        return total + more, new[0]
-
-    samples = (trace, jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor, 1, 0), transition, signal)
-    # an empty sum: zeros that are placed on devices as the operands are
-    start = (signal[:0, None, :, 0] * trace[:0, ..., 0].astype(factor.dtype)).sum(0)
-    total, new = jax.lax.scan(one, start, samples)
-    return new, total
 
 
 def d_trace_start(inputs: Any, factor: Any) -> Any:

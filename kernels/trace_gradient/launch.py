@@ -54,7 +54,7 @@ _SIDE = 16
 
 
 def plan(inputs: Any, delta: Any, total: Any = None, *, capability: int, precision: str,
-         by_sample: bool) -> KernelCall | str:
+         by_sample: bool, **_: Any) -> KernelCall | str:
     """The launch for these operands, or why there is none."""
     if inputs.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {inputs.dtype}'

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from traceops.host import upstream
 from traceops.host.relations import RelationView, split_states, stack_states, weight_bytes
@@ -26,6 +27,8 @@ __all__ = ['FactorisedRule']
 
 #: Bytes of a record that are still there when its gradient is formed.
 _IN_CACHE = 2 ** 24
+#: Weights from which the zeros among spikes are worth a filter of the output.
+_LARGE = 2 ** 18
 
 
 class FactorisedRule(Rule):
@@ -50,13 +53,14 @@ class FactorisedRule(Rule):
     def _filtered_while_simulating(self) -> tuple[Any, ...]:
         """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
 
-        The others (an embedding's indices) would be recorded as something larger (one-hot):
-        for them the filter moves to the output side (:func:`output_filter`), as it does for all
-        where steps are digested at once.
+        For the others the filter moves to the output side (:func:`output_filter`): where it
+        would leave something larger to record (an embedding's indices: one-hot), or no zeros in
+        the spikes that enter a large product; and for all, where steps are digested at once.
         """
         return () if self.at_once else tuple(dict.fromkeys(
             v.x_key for v in self.views
-            if v.has_input and upstream.x_representation(v.relation) is None))
+            if v.has_input and upstream.x_representation(v.relation) is None
+            and not (v.spikes and _is_large(v))))
 
     def inner(self, carry: Carry) -> Any:
         """Both factors are folded while the window is simulated."""
@@ -190,8 +194,8 @@ class FactorisedRule(Rule):
         """The filtered input that leaves: of inputs that enter the filter as they are, one sum."""
         decay = self.learner.decay_x
         if repr_of is None:
-            weights = jnp.power(jnp.asarray(decay, a.dtype), jnp.arange(xs.shape[0], 0, -1) - 1)
-            late = (weights.reshape(-1, *(1,) * (xs.ndim - 1)) * xs).sum(0)
+            weights = np.asarray(decay ** np.arange(xs.shape[0] - 1., -1., -1.), a.dtype)
+            late = jnp.tensordot(weights, xs, 1, precision='highest')   # on a CPU, not (w * x).sum
             return (decay ** xs.shape[0] * a + late).astype(a.dtype)
 
         def step(a_: Any, x: Any) -> Any:
@@ -202,3 +206,7 @@ class FactorisedRule(Rule):
         """Upstream's warm-up correction, indexed as upstream indexes it."""
         c = 1. - jnp.power(self.learner.decay_f, index + 1)
         return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
+
+
+def _is_large(view: RelationView) -> bool:
+    return sum(v.aval.size for v in view.relation.trainable_vars.values()) >= _LARGE

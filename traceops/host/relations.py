@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host import upstream
+from traceops.window.spikes import has_spikes
 from traceops.window.weight_vjp import input_dependent, weight_vjp
 
 __all__ = ['Keys', 'RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
@@ -40,6 +41,8 @@ class RelationView:
     #: The first relation with this input, and the first with this output.
     x_place: int
     y_place: int
+    #: Whether the input is spikes of the model, or a part of it is.
+    spikes: bool
 
     @property
     def has_input(self) -> bool:
@@ -77,12 +80,12 @@ class RelationView:
         return rel.primitive.impl(*(operands[i] for i in sorted(operands)), **rel.eqn_params)
 
     def gradient(self, weight_vals: Any, x: Any, cotangent: Any, precision: str,
-                 backend: str | None = None) -> dict[str, Any]:
+                 backend: str | None = None, events: bool = False) -> dict[str, Any]:
         """``vjp_W(op)(x_{1..T}, cotangent_{1..T})``: ``{operand name: gradient}``."""
         weights = upstream.weights_of(self.relation, weight_vals)
         x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
         return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision,
-                          backend)
+                          backend, events)
 
     def operands_reading_input(self, weight_vals: Any) -> dict[str, bool]:
         """Which operands' gradients read the input (see :func:`input_dependent`)."""
@@ -104,7 +107,8 @@ def relation_views(learner: Any) -> tuple[RelationView, ...]:
     """The relations of a compiled learner."""
     relations = learner.graph.hidden_param_op_relations
     inputs, outputs = ([id(getattr(r, name)) for r in relations] for name in ('x_var', 'y_var'))
-    return tuple(RelationView(r, inputs.index(x), outputs.index(y))
+    model = upstream.model_jaxpr(learner)
+    return tuple(RelationView(r, inputs.index(x), outputs.index(y), has_spikes(model, r.x_var))
                  for r, x, y in zip(relations, inputs, outputs, strict=True))
 
 

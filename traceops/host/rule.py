@@ -54,6 +54,9 @@ class Rule(abc.ABC):
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
         self.backend = learner.traceops_settings.backend
+        #: Whether the product of a gradient may look which spikes are zero (see
+        #: :func:`traceops.ops.trace_gradient`): where it is a large part of a call.
+        self.events = True
 
     @property
     def folds(self) -> bool:
@@ -98,7 +101,8 @@ class Rule(abc.ABC):
     def _gradient(self, view: RelationView, weight_vals: Any, x: Any,
                   cotangent: Any) -> dict[str, Any]:
         """Of one relation's operands, by the product that the learner's settings ask for."""
-        return view.gradient(weight_vals, x, cotangent, self.precision, self.backend)
+        return view.gradient(weight_vals, x, cotangent, self.precision, self.backend,
+                             self.events and view.spikes)
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)

@@ -101,6 +101,11 @@ def trace_key(y_var: Any, group: int) -> Any:
     return (id(y_var), group)
 
 
+def model_jaxpr(learner: Any) -> Any:
+    """One step of the model, in which every relation has its variables."""
+    return learner.graph.module_info.jaxpr
+
+
 def has_input(relation: Any) -> bool:
     """Whether the op reads an input at all (the element-wise op does not)."""
     return relation.x_var is not None and relation.primitive is not _elementwise_p

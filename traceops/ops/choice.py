@@ -89,9 +89,13 @@ def requested(backend: str | None = None) -> str:
 
 def place(ctx: Any, platform: str | None) -> Place:
     """Where the program that is being lowered will run."""
+    context = ctx.module_context.axis_context
     if platform == 'cuda':
-        return _cuda_place(*_devices(ctx.module_context.axis_context))
-    return current_place(ctx.module_context.platforms[0])
+        return _cuda_place(*_devices(context))
+    mesh = getattr(context, 'mesh', None)
+    return dataclasses.replace(
+        current_place(platform or ctx.module_context.platforms[0]),
+        devices=getattr(context, 'num_devices', 1) if mesh is None else mesh.size)
 
 
 def current_place(platform: str | None = None) -> Place:

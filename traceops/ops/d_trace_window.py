@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from traceops.kernels.d_trace_window import launch
-from traceops.kernels.d_trace_window.reference import by_sample
+from traceops.kernels.d_trace_window.cpu import d_trace_window as _on_cpu
 from traceops.kernels.d_trace_window.reference import d_trace_start as _start
 from traceops.kernels.d_trace_window.reference import d_trace_window as _definition
 from traceops.ops.checks import floating, ranked, same_dtype
@@ -46,20 +44,8 @@ def _dtypes(trace: Any, *others: Any, gradient: str) -> list[Any]:
     return [trace.dtype, same_dtype('d_trace_window', _NAMES[1:], others)]
 
 
-#: Bytes of one sample's trace from which a CPU takes the samples one by one.
-_LARGE = 2 ** 16
-
-
-def _reference(*operands: Any, gradient: str) -> Any:
-    whole = functools.partial(_definition, gradient=gradient)
-    if not _is_large(operands[0].shape, operands[0].dtype):
-        return whole(*operands)
-    return lax.platform_dependent(
-        *operands, cpu=functools.partial(by_sample, gradient=gradient), default=whole)
-
-
-def _is_large(shape: Sequence[int], dtype: Any) -> bool:
-    return shape[0] > 1 and math.prod(shape[1:]) * np.dtype(dtype).itemsize >= _LARGE
+def _cpu(*operands: Any, gradient: str, alone: bool) -> Any:
+    return _on_cpu(*operands, gradient=gradient)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -112,8 +98,8 @@ def _cases() -> list[Any]:
 
 
 D_TRACE_WINDOW = define(Operation(
-    name='d_trace_window', arguments=lambda count, **_: _NAMES, reference=_reference, axes=_axes,
-    dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
+    name='d_trace_window', arguments=lambda count, **_: _NAMES, reference=_definition, cpu=_cpu,
+    axes=_axes, dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
 
 
 def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,

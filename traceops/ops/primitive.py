@@ -72,6 +72,9 @@ class Operation:
         ``(operation, size, operands, dims, request, params) -> results, dims``.
     cases : callable
         ``() -> [(operands, params), ...]``: what a kernel is tried on before it is used.
+    cpu : callable, optional
+        ``(*operands, alone, **params) -> tuple``: the reference as a CPU is quickest with it;
+        ``alone``: no other device shares the call.
     addend : int, optional
         Operand, the last, that is only added to the first result and may be left out. Where
         devices share a sum, it enters after theirs.
@@ -85,6 +88,7 @@ class Operation:
     kernel: Callable[..., KernelCall | str]
     batch: Callable[..., Any]
     cases: Callable[[], Sequence[tuple[tuple[Any, ...], Params]]]
+    cpu: Callable[..., tuple[Any, ...]] | None = None
     addend: int | None = None
 
     @functools.cached_property
@@ -145,7 +149,7 @@ def define(operation: Operation) -> Operation:
     p.def_impl(eager)
     ad.primitive_jvps[p] = jvp
     batching.primitive_batchers[p] = batch
-    for platform in (None, 'cuda'):
+    for platform in (None, 'cpu', 'cuda'):
         mlir.register_lowering(p, _lowering(operation, platform), platform=platform)
     return operation
 
@@ -165,8 +169,10 @@ def bind(operation: Operation, *operands: Any, backend: str | None = None,
 
 def _lowering(operation: Operation, platform: str | None) -> Callable[..., Any]:
     def rule(ctx: Any, *operands: Any, request: str, devices: Any, **params: Any) -> Any:
-        reference = functools.partial(operation.reference, **params)
         where = choice.place(ctx, platform)
+        reference = functools.partial(operation.reference, **params)
+        if platform == 'cpu' and operation.cpu is not None:
+            reference = functools.partial(operation.cpu, alone=where.devices == 1, **params)
         decision = choice.decide(operation, ctx.avals_in, params, request, where)
         if decision.backend == 'jax':
             return mlir.lower_fun(reference, multiple_results=True)(ctx, *operands)

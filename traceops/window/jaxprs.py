@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['backward_slice', 'depends_on', 'inlined', 'is_zero', 'narrowed', 'part', 'reached',
-           'value_if_constant']
+__all__ = ['CALLS', 'backward_slice', 'depends_on', 'inlined', 'is_zero', 'narrowed', 'part',
+           'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
-_CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
+CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
           'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
 
 
@@ -40,7 +40,7 @@ def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     def call(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
-        inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ''))
+        inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
         return None if inner is None else _without_calls(
             inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
     return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, call)

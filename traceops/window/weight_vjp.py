@@ -23,7 +23,7 @@ Operation = Callable[[Any, dict[str, Any]], Any]
 
 def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
                cotangent: Any, y_shape: Sequence[int], precision: str,
-               backend: str | None = None) -> dict[str, Any]:
+               backend: str | None = None, events: bool = False) -> dict[str, Any]:
     r"""``sum_t vjp_W(op)(x_t, cotangent_t)`` in one call.
 
     The weight is not mapped, so the sum over steps (and lanes) is the contraction of the
@@ -48,8 +48,11 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         Of the product, as :func:`traceops.ops.trace_gradient` takes it.
     backend : str, optional
         That makes the product, as it takes it too.
+    events : bool
+        As it takes it too.
     """
-    product = functools.partial(trace_gradient, precision=precision, backend=backend)
+    product = functools.partial(trace_gradient, precision=precision, backend=backend,
+                                events=events)
     with jax.default_matmul_precision(_MATMUL[precision]):
         if x is None:
             return _pull(lambda w: jnp.broadcast_to(op(None, w), cotangent.shape), weights,

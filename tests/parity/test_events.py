@@ -1,0 +1,82 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients made of spikes alone are upstream's; and which products look for spikes."""
+
+import brainstate
+import braintrace
+import jax
+import pytest
+
+import traceops
+from tests.parity.harness import start
+from tests.parity.nets import NETS
+from tests.parity.test_rules import compare
+from traceops.host import factorised
+from traceops.kernels.trace_gradient import cpu, events
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Products of any size are sums over spikes, of however many; and the shapes of those."""
+    for name, value in (('_WORK', 0), ('_WIDTH', 1), ('_FEW', 1), ('_FEW_A_CORE', 0)):
+        monkeypatch.setattr(events, name, value)
+    monkeypatch.setattr(factorised, '_LARGE', 0)
+    shapes = []
+
+    def made(inputs, delta, product, few):
+        shapes.append((inputs.shape[1], delta.shape[1]))
+        return events.product_of_events(inputs, delta, product, few)
+    monkeypatch.setattr(cpu, 'product_of_events', made)
+    return shapes
+
+
+@pytest.mark.parametrize('name, rule, vmap, steps, window', [
+    ('alif', 'd_rtrl', False, 7, None), ('lif', 'd_rtrl', True, 7, 3), ('alif', 'es', True, 7, 3),
+    ('two-layer', 'es', False, 50, 3), ('lif', 'es-zero', False, 7, 7),
+    ('lif', 'es-rank', False, 1, 1), ('lif', 'es-pair', False, 2, 2)])
+def test_gradients_of_spikes(float64, counted, name, rule, vmap, steps, window):
+    compare(name, rule, vmap, steps, window, 1e-10, carry=rule != 'd_rtrl')
+    assert set(counted) >= {(9, 6)}         # input and spikes, by neurons
+
+
+def _program(name, rule, **settings):
+    with traceops.configured(**settings):
+        ours = start(traceops.compile, NETS[name], rule, 3)
+    jax.block_until_ready(ours.grad())
+
+
+@pytest.mark.parametrize('name, rule, settings', [
+    ('gru', 'd_rtrl', {'carry_trace': False}), ('gru', 'es', {}), ('vanilla', 'es', {}),
+    ('lif', 'd_rtrl', {})])
+def test_what_looks_for_none(counted, name, rule, settings):
+    """Values that are no spikes, and a product beside which the trace is updated."""
+    _program(name, rule, **settings, window=3)
+    assert not counted
+
+
+def test_a_spike_function_of_ones_own(counted):
+    """A comparison as a number, by whatever gradient, scaled."""
+    @jax.custom_jvp
+    def spike(v):
+        return (v > 0).astype(v.dtype)
+    spike.defjvp(lambda v, dv: (spike(*v), dv[0] / (1 + abs(v[0])) ** 2))
+
+    class Own(brainstate.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = braintrace.nn.Linear(5, 4)
+
+        def init_state(self, batch_size=None, **kwargs):
+            self.v = brainstate.HiddenState(brainstate.random.randn(batch_size, 4))
+
+        def update(self, x):
+            s = 3. * spike(self.v.value)
+            self.v.value = .9 * self.v.value + self.linear(jax.numpy.concatenate([x, s], -1))
+            return self.v.value
+
+    model, x = Own(), jax.numpy.ones((4, 2, 5 - 4))
+    with traceops.configured(carry_trace=False, window=4):
+        learner = traceops.compile(model, braintrace.D_RTRL, x[0], batch_size=2)
+    grads = learner.etrace_grad(x, step_fn=lambda x: (learner(x) ** 2).mean())
+    assert any(abs(a).max() > 0 for a in jax.tree.leaves(grads))
+    assert counted == [(5, 4)]
