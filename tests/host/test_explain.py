@@ -10,6 +10,7 @@ import pytest
 import traceops
 from tests.parity.harness import start
 from tests.parity.nets import NETS
+from traceops.host import relations
 
 
 def test_a_window_learner():
@@ -30,6 +31,19 @@ def test_what_is_not_kept_is_saved():
         run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)
     found = traceops.explain(run.learner)
     assert found.saved_bytes == sum(r.trace_bytes for r in found.rows) > 0
+
+
+def test_gradients_that_are_summed_over_spikes(monkeypatch):
+    """Large layers that spikes enter, where the trace takes no pass."""
+    def noted(name, rule, **settings):
+        with traceops.configured(**settings):
+            made = start(traceops.compile, NETS[name], rule, 5).learner
+        return [n for n in traceops.explain(made).notes if n.startswith('spikes enter')]
+    assert not noted('lif', 'es')
+    monkeypatch.setattr(relations, '_LARGE', 50)
+    assert 'linear.weight:' in noted('lif', 'es')[0]
+    assert noted('lif', 'd_rtrl', carry_trace=False) == noted('lif', 'es')
+    assert not noted('lif', 'd_rtrl') and not noted('gru', 'es')
 
 
 @pytest.mark.parametrize('make, engine, reason', [

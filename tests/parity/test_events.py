@@ -11,7 +11,7 @@ import traceops
 from tests.parity.harness import start
 from tests.parity.nets import NETS
 from tests.parity.test_rules import compare
-from traceops.host import factorised
+from traceops.host import relations
 from traceops.kernels.trace_gradient import cpu, events
 
 
@@ -20,7 +20,7 @@ def counted(monkeypatch):
     """Products of any size are sums over spikes, of however many; and the shapes of those."""
     for name, value in (('_WORK', 0), ('_WIDTH', 1), ('_FEW', 1), ('_FEW_A_CORE', 0)):
         monkeypatch.setattr(events, name, value)
-    monkeypatch.setattr(factorised, '_LARGE', 0)
+    monkeypatch.setattr(relations, '_LARGE', 0)
     shapes = []
 
     def made(inputs, delta, product, few):

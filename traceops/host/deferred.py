@@ -58,6 +58,7 @@ class Deferred:
         self.learner: Any = found.owner if self.factorised else _InLoop(found.owner)
         rule_of: Any = make_rule
         self.rule = rule_of(self.learner, found.lanes)
+        self.rule.events = True     # little of a loop's compile time, much of a short window's
         self.bypass = upstream.has_bypass(found.owner)
 
     @property

@@ -262,6 +262,7 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
         notes.append(f'last call: {last[0]} ({last[1]})')
     if getattr(inner, '_steps', None) is not None and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
+    notes += _of_spikes(inner, rows)
     weights = sum(leaf.nbytes for st in inner.param_states.values()
                   for leaf in jax.tree.leaves(st.value) if hasattr(leaf, 'nbytes'))
     kept = sum(r.kept_bytes for r in rows)
@@ -271,3 +272,13 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
                      f'starts from a zero trace, make the learner with '
                      f'traceops.configured(carry_trace=False): no trace is then allocated')
     return notes
+
+
+def _of_spikes(inner: Any, rows: list[Row]) -> list[str]:
+    """Weights whose gradient is summed over spikes; not beside a pass over the trace."""
+    if jax.default_backend() != 'cpu' or not any(r.engine == 'window' for r in rows) or (
+            isinstance(inner, upstream.ParamDimVjpAlgorithm) and inner._carries_trace):
+        return []
+    names = ['.'.join(map(str, v.paths[0])) for v in relation_views(inner) if v.of_events]
+    return [f'spikes enter {", ".join(names)}: of a long window in which few are not zero, the '
+            f'gradient is the sum over those'] if names else []

@@ -27,8 +27,6 @@ __all__ = ['FactorisedRule']
 
 #: Bytes of a record that are still there when its gradient is formed.
 _IN_CACHE = 2 ** 24
-#: Weights from which the zeros among spikes are worth a filter of the output.
-_LARGE = 2 ** 18
 
 
 class FactorisedRule(Rule):
@@ -54,13 +52,14 @@ class FactorisedRule(Rule):
         """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
 
         For the others the filter moves to the output side (:func:`output_filter`): where it
-        would leave something larger to record (an embedding's indices: one-hot), or no zeros in
-        the spikes that enter a large product; and for all, where steps are digested at once.
+        would leave something larger to record (an embedding's indices: one-hot), or none of the
+        zeros among spikes that a product is to find; and for all, where steps are digested at
+        once.
         """
         return () if self.at_once else tuple(dict.fromkeys(
             v.x_key for v in self.views
             if v.has_input and upstream.x_representation(v.relation) is None
-            and not (v.spikes and _is_large(v))))
+            and not v.of_events))
 
     def inner(self, carry: Carry) -> Any:
         """Both factors are folded while the window is simulated."""
@@ -206,7 +205,3 @@ class FactorisedRule(Rule):
         """Upstream's warm-up correction, indexed as upstream indexes it."""
         c = 1. - jnp.power(self.learner.decay_f, index + 1)
         return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
-
-
-def _is_large(view: RelationView) -> bool:
-    return sum(v.aval.size for v in view.relation.trainable_vars.values()) >= _LARGE

@@ -17,6 +17,9 @@ from traceops.window.weight_vjp import input_dependent, weight_vjp
 __all__ = ['Keys', 'RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
            'weight_bytes']
 
+#: Weights from which it is worth a look which spikes are zero.
+_LARGE = 2 ** 18
+
 
 def stack_states(arrays: Any) -> Any:
     """``S`` arrays to upstream's layout, a trailing axis of size ``S``."""
@@ -43,6 +46,12 @@ class RelationView:
     y_place: int
     #: Whether the input is spikes of the model, or a part of it is.
     spikes: bool
+
+    @property
+    def of_events(self) -> bool:
+        """Whether the gradient may be summed over spikes (see :func:`ops.trace_gradient`)."""
+        size = sum(v.aval.size for v in self.relation.trainable_vars.values())
+        return self.spikes and size >= _LARGE
 
     @property
     def has_input(self) -> bool:

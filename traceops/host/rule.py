@@ -102,7 +102,7 @@ class Rule(abc.ABC):
                   cotangent: Any) -> dict[str, Any]:
         """Of one relation's operands, by the product that the learner's settings ask for."""
         return view.gradient(weight_vals, x, cotangent, self.precision, self.backend,
-                             self.events and view.spikes)
+                             self.events and view.of_events)
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)
