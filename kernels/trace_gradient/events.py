@@ -5,7 +5,7 @@
 Of a spiking layer one input in a hundred is not zero. The product of all rows multiplies the
 others as well; here a row of the deltas is added where an input asks for it, which takes a quarter
 of the time (1600 rows of 1074 by 1024, 1.2 % spikes, two cores). Which of the two is quicker is
-only known from the values, so the program holds both and counts. It takes a third of a second
+only known from the values, so the program holds both and counts. It takes a quarter of a second
 longer to compile, and where it counts in vain, 2 to 5 % of the product longer to run.
 """
 
