@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -45,7 +46,8 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     if precision != 'highest' or not alone:     # rows of many devices would be gathered
         return whole(inputs, delta)
     x, d = (a.reshape(-1, a.shape[-1]) for a in (inputs, delta))
-    few = capacity(x, d) if events else 0
+    # a sparse matrix is of no mesh, so not for the inside of shard_map
+    few = capacity(x, d) if events and jax.typeof(x).sharding.mesh.empty else 0
     return product_of_events(x, d, _of_rows, few) if few else _of_rows(x, d)
 
 

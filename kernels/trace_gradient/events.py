@@ -3,10 +3,9 @@
 """The weight gradient of a window where inputs are spikes: only of those that are not zero.
 
 Of a spiking layer one input in a hundred is not zero. The product of all rows multiplies the
-others as well; here a row of the deltas is added where an input asks for it, which takes a quarter
-of the time (1600 rows of 1074 by 1024, 1.2 % spikes, two cores). Which of the two is quicker is
-only known from the values, so the program holds both and counts. It takes a quarter of a second
-longer to compile, and where it counts in vain, 2 to 5 % of the product longer to run.
+others as well; here a row of the deltas is added where an input asks for it. Which of the two is
+quicker is only known from the values, so the program holds both and counts. It takes longer to
+compile, and a little longer to run where it counts in vain.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def capacity(inputs: Any, delta: Any) -> int:
     rows, width = delta.shape
     if width < _WIDTH or inputs.size * width < _WORK or inputs.dtype not in _DTYPES:
         return 0
-    if rows > _BITS * width or inputs.size >= 2 ** 31:      # sums over words, flat places
+    if rows > _BITS * width or (rows + _BITS) * inputs.shape[1] >= 2 ** 31:     # sums, places
         return 0
     return inputs.size // max(_FEW, _FEW_A_CORE * _cores())
 

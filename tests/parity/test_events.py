@@ -8,10 +8,12 @@ import jax
 import pytest
 
 import traceops
+from tests.parity import test_loops
 from tests.parity.harness import start
 from tests.parity.nets import NETS
 from tests.parity.test_rules import compare
-from traceops.host import relations
+from traceops.host import plan, relations
+from traceops.host.explain import LoopsExplanation
 from traceops.kernels.trace_gradient import cpu, events
 
 
@@ -37,6 +39,15 @@ def counted(monkeypatch):
 def test_gradients_of_spikes(float64, counted, name, rule, vmap, steps, window):
     compare(name, rule, vmap, steps, window, 1e-10, carry=rule != 'd_rtrl')
     assert set(counted) >= {(9, 6)}         # input and spikes, by neurons
+
+
+@pytest.mark.parametrize('name, rule, vmap', [('alif', 'd_rtrl', False), ('lif', 'es', True)])
+def test_gradients_of_a_loop(float64, counted, monkeypatch, name, rule, vmap):
+    """Of a trace that is carried, too; and the loop says so."""
+    monkeypatch.setattr(plan, 'SHORT', 0)
+    loop, = test_loops.compare(test_loops.tutorial, name, rule, vmap=vmap)
+    assert (9, 6) in counted and loop.events[0] == 'linear.weight'
+    assert 'spikes enter linear.weight' in str(LoopsExplanation((loop,)))
 
 
 def _program(name, rule, **settings):

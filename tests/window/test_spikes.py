@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from traceops.host.upstream import SPIKE
 from traceops.window.spikes import has_spikes
 
 surrogate = braintools.surrogate.ReluGrad()
@@ -47,10 +48,10 @@ NOT_MADE = {
 @pytest.mark.parametrize('name', MADE)
 def test_spikes_are_found(name):
     jaxpr = jax.make_jaxpr(MADE[name])(jnp.ones(4)).jaxpr
-    assert has_spikes(jaxpr, jaxpr.outvars[0])
+    assert has_spikes(jaxpr, jaxpr.outvars[0], SPIKE)
 
 
 @pytest.mark.parametrize('name', NOT_MADE)
 def test_what_is_none_is_not_taken_for_one(name):
     jaxpr = jax.make_jaxpr(NOT_MADE[name])(jnp.ones(4)).jaxpr
-    assert not has_spikes(jaxpr, jaxpr.outvars[0])
+    assert not has_spikes(jaxpr, jaxpr.outvars[0], SPIKE)

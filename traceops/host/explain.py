@@ -6,7 +6,7 @@ faster."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import brainstate
@@ -16,7 +16,7 @@ from rich.table import Table
 from traceops import ops
 from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
-from traceops.host.relations import RelationView, relation_views
+from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.text import render
 from traceops.window.panels import said_of
 
@@ -120,8 +120,13 @@ class LoopsExplanation:
             lines.append('- at every step: the loop runs as it is written. If it only added the '
                          'gradients up (norms, clipping and updates after it), they could wait.')
         lines += [f'- {loop.where}: {said}' for loop in self.loops
-                  for said in said_of(loop.panelled)]
+                  for said in (*said_of(loop.panelled), *_of_events(loop.events))]
         return '\n'.join(lines)
+
+
+def _of_events(names: Sequence[str]) -> list[str]:
+    return [f'spikes enter {", ".join(names)}: of a long window in which few are not zero, the '
+            'gradient is the sum over those'] if names else []
 
 
 def _how_often(loop: loops.Loop) -> str:
@@ -262,7 +267,9 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
         notes.append(f'last call: {last[0]} ({last[1]})')
     if getattr(inner, '_steps', None) is not None and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
-    notes += _of_spikes(inner, rows)
+    if any(r.engine == 'window' for r in rows) and (
+            not isinstance(inner, upstream.ParamDimVjpAlgorithm) or not inner._carries_trace):
+        notes += _of_events(event_weights(inner))       # not beside the pass over a trace
     weights = sum(leaf.nbytes for st in inner.param_states.values()
                   for leaf in jax.tree.leaves(st.value) if hasattr(leaf, 'nbytes'))
     kept = sum(r.kept_bytes for r in rows)
@@ -272,13 +279,3 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
                      f'starts from a zero trace, make the learner with '
                      f'traceops.configured(carry_trace=False): no trace is then allocated')
     return notes
-
-
-def _of_spikes(inner: Any, rows: list[Row]) -> list[str]:
-    """Weights whose gradient is summed over spikes; not beside a pass over the trace."""
-    if jax.default_backend() != 'cpu' or not any(r.engine == 'window' for r in rows) or (
-            isinstance(inner, upstream.ParamDimVjpAlgorithm) and inner._carries_trace):
-        return []
-    names = ['.'.join(map(str, v.paths[0])) for v in relation_views(inner) if v.of_events]
-    return [f'spikes enter {", ".join(names)}: of a long window in which few are not zero, the '
-            f'gradient is the sum over those'] if names else []

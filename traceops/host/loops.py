@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
 from traceops.host.plan import at_once, why_short
+from traceops.host.relations import event_weights
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
 from traceops.window.flat import Value, flatten, read
@@ -48,6 +49,8 @@ class Loop:
         Learners that run as they are written, and why.
     panelled : int
         Products with large weights that are taken some columns at a time.
+    events : tuple of str
+        Parameters whose gradient is summed over spikes, where few are not zero.
     """
 
     where: str
@@ -56,6 +59,7 @@ class Loop:
     deferred: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
     panelled: int = 0
+    events: tuple[str, ...] = ()
 
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
@@ -114,7 +118,9 @@ def _report(learners: Sequence[Learner], steps: int, window: int | None, panelle
     loop = Loop(
         where=_caller(), steps=steps, window=window, panelled=panelled,
         deferred=tuple(_name(one.owner) for one in learners if not one.reason),
-        kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason))
+        kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason),
+        events=tuple(dict.fromkeys(
+            name for one in learners if not one.reason for name in event_weights(one.owner))))
     _known.pop(loop, None)
     _known[loop] = None
     if len(_known) > _MOST:

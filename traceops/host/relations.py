@@ -14,8 +14,8 @@ from traceops.host import upstream
 from traceops.window.spikes import has_spikes
 from traceops.window.weight_vjp import input_dependent, weight_vjp
 
-__all__ = ['Keys', 'RelationView', 'relation_views', 'split_states', 'stack_rows', 'stack_states',
-           'weight_bytes']
+__all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
+           'stack_states', 'weight_bytes']
 
 #: Weights from which it is worth a look which spikes are zero.
 _LARGE = 2 ** 18
@@ -44,14 +44,25 @@ class RelationView:
     #: The first relation with this input, and the first with this output.
     x_place: int
     y_place: int
-    #: Whether the input is spikes of the model, or a part of it is.
-    spikes: bool
+    #: One step of the model.
+    model: Any = dataclasses.field(compare=False, repr=False)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the trace is that of a matrix: an input by an output."""
+        relation = self.relation
+        if not self.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
+            return False
+        weight = relation.trainable_vars['weight'].aval.shape
+        return weight == (relation.x_var.aval.shape[-1], self.y_shape[-1])
 
     @property
     def of_events(self) -> bool:
-        """Whether the gradient may be summed over spikes (see :func:`ops.trace_gradient`)."""
-        size = sum(v.aval.size for v in self.relation.trainable_vars.values())
-        return self.spikes and size >= _LARGE
+        """Whether the gradient may be summed over spikes (see :func:`ops.trace_gradient`): those
+        of the model itself enter a large matrix.
+        """
+        return (self.is_dense and self.relation.trainable_vars['weight'].aval.size >= _LARGE
+                and has_spikes(self.model, self.relation.x_var, upstream.SPIKE))
 
     @property
     def has_input(self) -> bool:
@@ -117,7 +128,7 @@ def relation_views(learner: Any) -> tuple[RelationView, ...]:
     relations = learner.graph.hidden_param_op_relations
     inputs, outputs = ([id(getattr(r, name)) for r in relations] for name in ('x_var', 'y_var'))
     model = upstream.model_jaxpr(learner)
-    return tuple(RelationView(r, inputs.index(x), outputs.index(y), has_spikes(model, r.x_var))
+    return tuple(RelationView(r, inputs.index(x), outputs.index(y), model)
                  for r, x, y in zip(relations, inputs, outputs, strict=True))
 
 
@@ -164,3 +175,10 @@ def weight_bytes(learner: Any) -> int:
     paths = {path for view in relation_views(learner) for path in view.paths}
     return sum(leaf.nbytes for path in paths
                for leaf in jax.tree.leaves(learner.param_states[path].value))
+
+
+def event_weights(learner: Any) -> list[str]:
+    """Parameters whose gradient is summed over spikes here, where few are not zero."""
+    if jax.default_backend() != 'cpu':
+        return []
+    return ['.'.join(map(str, v.paths[0])) for v in relation_views(learner) if v.of_events]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views
-from traceops.host.trace_pass import TracePass, is_dense, pair_dense
+from traceops.host.trace_pass import TracePass, pair_dense
 from traceops.kernels.d_trace_window.launch import MAX_STATES
 from traceops.ops import choice
 from traceops.ops.primitive import OPERATIONS
@@ -119,7 +119,7 @@ class Steps:
         if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
             return ()
         return tuple(
-            view for view in relation_views(learner) if is_dense(view)
+            view for view in relation_views(learner) if view.is_dense
             and upstream.chunk_rule(view.relation, learner.fast_solve) is not None
             and view.relation.y_var.aval.dtype == jnp.float32
             and all(2 <= g.num_state <= MAX_STATES for g in view.relation.hidden_groups))

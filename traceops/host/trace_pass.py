@@ -14,7 +14,7 @@ from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, whole, with_every_step
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
-__all__ = ['TracePass', 'is_dense', 'pair_dense']
+__all__ = ['TracePass', 'pair_dense']
 
 
 class TracePass:
@@ -90,7 +90,7 @@ class TracePass:
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
-                    update = self.dense if is_dense(view) else self._by_rule
+                    update = self.dense if view.is_dense else self._by_rule
                     like = states[key].value
                     e, named = update(view, like, x, (p, total), transition, old, signal)
                     if kappa is not None and carry:
@@ -103,7 +103,7 @@ class TracePass:
             self._step(self.stepped, carry, record, weight_vals, new)
         for name in paired:
             rest = [v for v in self.views
-                    if v in self.stepped or name != 'trace' or not is_dense(v)]
+                    if v in self.stepped or name != 'trace' or not v.is_dense]
             self._pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 
@@ -200,15 +200,6 @@ class TracePass:
 
         for name, traces in jax.lax.scan(body, start, xs)[0].items():
             new[name].update(traces)
-
-
-def is_dense(view: RelationView) -> bool:
-    """Whether the trace is that of a matrix: an input by an output."""
-    relation = view.relation
-    if not view.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
-        return False
-    weight = relation.trainable_vars['weight'].aval.shape
-    return weight == (relation.x_var.aval.shape[-1], view.y_shape[-1])
 
 
 def pair_dense(trace: dict[str, Any], signal: Any) -> dict[str, Any]:

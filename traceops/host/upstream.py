@@ -101,6 +101,10 @@ def trace_key(y_var: Any, group: int) -> Any:
     return (id(y_var), group)
 
 
+#: The primitive of surrogate gradients, whose values are spikes.
+SPIKE = 'heaviside_surrogate_gradient'
+
+
 def model_jaxpr(learner: Any) -> Any:
     """One step of the model, in which every relation has its variables."""
     return learner.graph.module_info.jaxpr

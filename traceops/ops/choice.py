@@ -89,13 +89,11 @@ def requested(backend: str | None = None) -> str:
 
 def place(ctx: Any, platform: str | None) -> Place:
     """Where the program that is being lowered will run."""
-    context = ctx.module_context.axis_context
+    devices, sharing = _devices(ctx.module_context.axis_context)
     if platform == 'cuda':
-        return _cuda_place(*_devices(context))
-    mesh = getattr(context, 'mesh', None)
+        return _cuda_place(devices, sharing)
     return dataclasses.replace(
-        current_place(platform or ctx.module_context.platforms[0]),
-        devices=getattr(context, 'num_devices', 1) if mesh is None else mesh.size)
+        current_place(platform or ctx.module_context.platforms[0]), devices=sharing)
 
 
 def current_place(platform: str | None = None) -> Place:
@@ -120,7 +118,8 @@ def _devices(context: Any) -> tuple[Sequence[Any], int]:
         shared = [n for axis, n in mesh.shape.items() if axis not in context.manual_axes]
         return tuple(getattr(mesh, 'devices', np.empty(0)).flat), math.prod(shared)
     devices = tuple(getattr(context, 'device_assignment', None) or ())
-    return devices, max(len(devices), 1)
+    # which they are may not be known where their number is
+    return devices, max(len(devices), getattr(context, 'num_devices', 1))
 
 
 def _cuda_place(devices: Sequence[Any], sharing: int) -> Place:

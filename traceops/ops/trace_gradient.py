@@ -104,8 +104,7 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     events : bool
         The inputs may be spikes. On a CPU a large product (``'highest'``, of the whole batch,
         without ``total``) is then a program that counts those that are not zero, and of few adds
-        only their rows: the same sum to rounding. It takes a quarter of a second longer to
-        compile.
+        only their rows: the same sum to rounding. It takes longer to compile.
     backend : {'auto', 'jax', 'triton'}, optional
         Default: ``traceops.settings().backend``.
 

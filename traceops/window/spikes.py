@@ -12,19 +12,17 @@ from traceops.window.jaxprs import CALLS
 
 __all__ = ['has_spikes']
 
-#: The primitive of the surrogate gradients of brainstate and braintools.
-_SPIKE = 'heaviside_surrogate_gradient'
-#: What leaves zeros where they are, and of what operands: all of these, or the first.
-_KEEPS = {'concatenate': None, 'mul': None, 'div': 1, 'reshape': 1, 'squeeze': 1, 'transpose': 1,
-          'broadcast_in_dim': 1, 'convert_element_type': 1, 'copy': 1, 'stop_gradient': 1,
-          'select_n': None, 'slice': 1, 'expand_dims': 1, 'neg': 1}
+#: What leaves zeros where they are, and of which operands: the first, or any (``None``).
+_KEEPS = {'concatenate': None, 'mul': None, 'select_n': None, 'div': 1, 'neg': 1, 'reshape': 1,
+          'squeeze': 1, 'transpose': 1, 'slice': 1, 'broadcast_in_dim': 1, 'stop_gradient': 1,
+          'convert_element_type': 1}
 
 
-def has_spikes(jaxpr: Jaxpr, var: Any) -> bool:
+def has_spikes(jaxpr: Jaxpr, var: Any, step: str) -> bool:
     """Whether a part of ``var`` is spikes, however scaled, by what made it.
 
-    Spikes are results of a surrogate gradient's step function, and comparisons as numbers; what
-    enters the program is not known to be any.
+    Spikes are results of the primitive ``step`` (of surrogate gradients), and comparisons as
+    numbers; what enters the program is not known to be any.
     """
     if isinstance(var, Literal):
         return False
@@ -32,20 +30,19 @@ def has_spikes(jaxpr: Jaxpr, var: Any) -> bool:
     if eqn is None:
         return False
     name = eqn.primitive.name
-    if name == _SPIKE:
-        return True
-    if name == 'convert_element_type' and eqn.invars[0].aval.dtype == bool:
+    if name == step or name == 'convert_element_type' and eqn.invars[0].aval.dtype == bool:
         return True
     if name in CALLS:
-        return _of_call(jaxpr, eqn, var)
-    return name in _KEEPS and any(has_spikes(jaxpr, v) for v in eqn.invars[:_KEEPS[name]])
+        return _of_call(jaxpr, eqn, var, step)
+    return name in _KEEPS and any(
+        has_spikes(jaxpr, v, step) for v in eqn.invars[:_KEEPS[name]])
 
 
-def _of_call(jaxpr: Jaxpr, eqn: Any, var: Any) -> bool:
+def _of_call(jaxpr: Jaxpr, eqn: Any, var: Any, step: str) -> bool:
     """Inside of the program that is called, else among what it is given."""
     inner = eqn.params[CALLS[eqn.primitive.name]].jaxpr
     result = inner.outvars[eqn.outvars.index(var)]
-    if has_spikes(inner, result):
+    if has_spikes(inner, result, step):
         return True
     passed = [a for a, v in zip(eqn.invars, inner.invars, strict=True) if v is result]
-    return any(has_spikes(jaxpr, a) for a in passed)
+    return any(has_spikes(jaxpr, a, step) for a in passed)
