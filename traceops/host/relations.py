@@ -53,8 +53,8 @@ class RelationView:
         relation = self.relation
         if not self.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
             return False
-        weight = relation.trainable_vars['weight'].aval.shape
-        return weight == (relation.x_var.aval.shape[-1], self.y_shape[-1])
+        x_shape = relation.x_var.aval.shape         # an embedding's index under vmap has none
+        return relation.trainable_vars['weight'].aval.shape == (*x_shape[-1:], *self.y_shape[-1:])
 
     @property
     def of_events(self) -> bool:
