@@ -81,7 +81,7 @@ def test_the_window_of_factors_stays_in_cache():
     def budget(at_once=False, **settings):
         with traceops.configured(**settings):
             run = start(traceops.compile, NETS['lif'], 'es', 8)
-        return make_rule(run.inner, lanes=False, at_once=at_once).memory_budget
+        return make_rule(run.inner, lanes=False, at_once=at_once).window_budget
     assert budget() == 2 ** 24
     assert budget(memory_budget=4096) == 4096
     assert budget(at_once=True) == 256 * 2 ** 20

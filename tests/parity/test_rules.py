@@ -16,6 +16,7 @@ from jax.errors import UnexpectedTracerError
 
 from tests.parity.harness import RULES, assert_close, assert_same_states, both, pair
 from tests.parity.nets import NETS, spike_rate
+from traceops.host.rule import Rule
 
 
 def compare(name, rule, vmap, steps, window, tolerance, carry=True, **settings):
@@ -146,3 +147,13 @@ def test_cross_product(float64, name, rule, vmap, steps, window):
 def test_without_carrying(float64, name):
     ours = compare(name, 'd_rtrl', False, 7, None, 1e-10, carry=False)
     assert not ours.inner.etrace_bwg
+
+
+@pytest.mark.parametrize('name, vmap', [
+    ('alif', True), ('noisy', False), ('two-layer', False), ('gru', False)])
+def test_windows_replayed_from_one_simulation(float64, monkeypatch, name, vmap):
+    """Without a trace, windows that stay in cache are taken from what is kept of all steps."""
+    monkeypatch.setattr(Rule, 'window_budget', 2 ** 12)
+    ours = compare(name, 'd_rtrl', vmap, 7, None, 1e-10, carry=False, memory_budget='1MiB')
+    steps, *said = ours.inner._last_call[1].split()
+    assert int(steps) < 7 and 'twice' not in said

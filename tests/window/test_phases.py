@@ -57,9 +57,13 @@ def simulated(phases, slices, carry, constant):
     return core, stack(prompt), stack(kept)
 
 
+def replayed(phases, constant, slices, kept, first, later=()):
+    return phases.replay(constant, phases.settle(constant, slices, kept, first), later)
+
+
 def in_two_phases(phases, x, carry, constant):
     core, _, kept = simulated(phases, [x], carry, constant)
-    replay = phases.replay(constant, [x], kept, carry)
+    replay = replayed(phases, constant, [x], kept, carry)
     return core, replay.stacked, replay.sums
 
 
@@ -105,20 +109,24 @@ def test_what_is_had_later_is_cheap(float64):
         states, now, _ = step(one, states, W)
         want.append(now)
     _, _, kept = simulated(phases, [x], [h], [W])
-    replay = phases.replay([W], [x], kept, [h], later=(1,))
-    assert replay.stacked == [] and len(replay.slices) == 3     # x, h, the product
-    closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices])
+    replay = replayed(phases, [W], [x], kept, [h], later=(1,))
+    # x and the product; and h, which is what left the step before
+    assert replay.stacked == [] and len(replay.slices) == 2 and len(replay.earlier) == 1
+    closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices] + [h])
     assert {'sin', 'mul'} <= {e.primitive.name for e in closed.jaxpr.eqns}
     assert 'dot_general' not in {e.primitive.name for e in closed.jaxpr.eqns}
-    got = jax.vmap(replay.later)(replay.slices)[0]
+    order, got = replay.backward(lambda seen, out: (2 * seen + out[0].sum(), out[0]), 0.)
     np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-12)
+    sums = jnp.stack(want).sum((1, 2))
+    np.testing.assert_allclose(order, sums @ (2. ** np.arange(T)), rtol=1e-12)
 
 
 def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
     kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry, {})[2]]
-    closed = jax.make_jaxpr(lambda *args: phases.replay(*args).sums)(constant, [x], kept, carry)
+    closed = jax.make_jaxpr(lambda *args: replayed(phases, *args).sums)(
+        constant, [x], kept, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
@@ -147,7 +155,7 @@ def test_effects_stay_in_the_loop():
     (h,), _, kept = phases.simulate((), [1.], [2.], {})
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
-    replay = phases.replay((), [jnp.ones(1)], [jnp.stack([a]) for a in kept], [2.])
+    replay = replayed(phases, (), [jnp.ones(1)], [jnp.stack([a]) for a in kept], [2.])
     assert replay.stacked[0][0] == 2.
     assert heard == [2.]
 
@@ -170,4 +178,4 @@ def test_what_is_wanted_promptly_comes_from_the_loop(float64):
         np.testing.assert_allclose(prompt[t], step(x[t], states, W)[1], rtol=1e-12)
         states = step(x[t], states, W)[0]
     np.testing.assert_allclose(
-        phases.replay([W], [x], kept, [h]).stacked[0], jnp.sin(x @ W) * 2., rtol=1e-12)
+        replayed(phases, [W], [x], kept, [h]).stacked[0], jnp.sin(x @ W) * 2., rtol=1e-12)

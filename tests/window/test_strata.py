@@ -86,7 +86,8 @@ def test_no_array_of_steps_and_weights():
     assert phases.strata == ((1,),)
     args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], [jnp.ones((T, N))] * len(phases.kept), [
         jnp.ones(N)] * 2
-    made = jax.make_jaxpr(lambda *args: phases.replay(*args).stacked)(*args)
+    made = jax.make_jaxpr(lambda *args: phases.replay(
+        args[0], phases.settle(*args)).stacked)(*args)
     assert any(v.aval.shape == (T, N) for e in made.eqns for v in e.outvars)
     assert not any(v.aval.shape == (T, N, N) for e in made.eqns for v in e.outvars)
 
@@ -102,14 +103,19 @@ def test_the_states_are_the_same(float64, step):
     for one in x:
         core, _, more = phases.simulate(weights, [one], core, {})
         kept.append(more)
-    replay = phases.replay(weights, [x], [jnp.stack(a) for a in zip(*kept, strict=True)], [h, r])
+    kept = [jnp.stack(a) for a in zip(*kept, strict=True)]
+    settled = phases.settle(weights, [x], kept, [h, r])
+    recorded = [settled.stacks[v] for v in phases.recorded]
+    recalled = phases.replay(weights, phases.recall([x], recorded, [h, r]))
+    replay = phases.replay(weights, settled)
     want, before = [h, r], []
     for one in x:
         before.append(want[1] * 2.)
         want = step(one, *want, *weights)
-    last = {**dict(zip(phases.core, core, strict=True)), **replay.apart}
+    last = {**dict(zip(phases.core, core, strict=True)), **settled.last}
     for i in (0, 1):
         assert np.linalg.norm(want[i]) > 0.1
         np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
     np.testing.assert_allclose(replay.stacked[0], jnp.stack(before), rtol=1e-10)
+    np.testing.assert_array_equal(recalled.stacked[0], replay.stacked[0])
     assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})] == [(N,), (N,)]

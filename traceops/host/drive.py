@@ -77,15 +77,17 @@ def gradient(
                 prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
-        K = _window_length(rule, program, length)
-        total, losses, aux = _run_gradient(learner, rule, program, weights, (sequences, mask_), K)
-        learner._last_call = ('window', _said(program, K))
+        K, twice = _window_length(rule, program, length)
+        total, losses, aux = _run_gradient(
+            learner, rule, program, weights, (sequences, mask_), K, twice)
+        learner._last_call = ('window', _said(program, K, twice))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
 
-def _said(program: StepProgram, K: int) -> str:
+def _said(program: StepProgram, K: int, twice: bool = False) -> str:
     """What ``explain`` says of a call in windows."""
-    return '; '.join([f'{K} steps per window', *said_of(len(program.phases.panelled))])
+    length = f'{K} steps per window' + ', each simulated twice' * twice
+    return '; '.join([length, *said_of(len(program.phases.panelled))])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
@@ -117,7 +119,7 @@ def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
 
 
 def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, xs: Any,
-                  K: int) -> Any:
+                  K: int, twice: bool) -> Any:
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
@@ -148,7 +150,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
     if learner._carries_trace or K == xs[1].shape[0]:
         carry, sums, stacked = run_windows(program, xs, K, carry, after_window, fold_of)
     else:
-        carry, sums, stacked = run_windows_back(program, xs, K, after_window, carry, fold_of)
+        carry, sums, stacked = run_windows_back(
+            program, xs, K, after_window, carry, fold_of, record=not twice)
     rule_carry, traced = carry
     rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
@@ -201,7 +204,7 @@ def evolve(
                                  panels=not at_once(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
-        K = _window_length(rule, program, length)
+        K, _ = _window_length(rule, program, length)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
         def after_window(carry: Any, out: Any, *_: Any) -> Any:
@@ -272,14 +275,26 @@ def _count_reason(count: int | None) -> str:
     return f'step_fn calls the learner {count} times a step; the window needs exactly one call'
 
 
-def _window_length(rule: Any, program: StepProgram, length: int) -> int:
+def _window_length(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
+    """Steps per window, and whether windows are simulated twice.
+
+    Windows from the last to the first are, unless what they are replayed from fits the budget;
+    and where a window was asked for, so that memory is that of a window.
+    """
     settings = rule.learner.traceops_settings
     if settings.window is not None and settings.window > length:
         raise ValueError(
             f'window={settings.window} is longer than the sequence of {length} steps. Make the '
             f'learner with traceops.configure(window={length}) or less, or window=None to have '
             f'it chosen.')
-    return choose_window(length, program.record_bytes, settings.window, rule.memory_budget)
+    K = choose_window(length, program.record_bytes, settings.window, rule.window_budget)
+    if K == length or rule.learner._carries_trace:
+        return K, False
+    left = settings.memory_budget - length * program.ahead_bytes
+    twice = settings.window is not None or left < settings.memory_budget // 2
+    budget = settings.memory_budget if twice else min(left, rule.window_budget)
+    K = choose_window(length, program.record_bytes, settings.window, budget)
+    return K, twice and K < length
 
 
 def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.host import upstream
-from traceops.host.relations import RelationView, split_states, stack_states, weight_bytes
+from traceops.host.relations import RelationView, split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, following, whole
 from traceops.kernels.es_trace_window.reference import (
     es_trace_step,
@@ -25,23 +25,10 @@ from traceops.ops import es_trace_window
 __all__ = ['FactorisedRule']
 
 
-#: Bytes of a record that are still there when its gradient is formed.
-_IN_CACHE = 2 ** 24
-
-
 class FactorisedRule(Rule):
     """ES-D-RTRL and everything on the input/output-factorised engine."""
 
     factorised = True
-
-    @property
-    def memory_budget(self) -> int:
-        """No more than stays in cache, if that is much more than the gradient.
-
-        A window costs little beside its steps (on a CPU): the sum of its gradient.
-        """
-        budget = super().memory_budget
-        return min(budget, max(_IN_CACHE, 4 * weight_bytes(self.learner))) if self.folds else budget
 
     @property
     def bypass(self) -> bool:

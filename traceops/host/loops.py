@@ -252,7 +252,7 @@ class _DeferredLoop:
             slices = [jax.eval_shape(lambda a: a[0], a) for a in self.body.xs]
             records = jax.eval_shape(step, self.body.closed.consts, self.body.init, slices)
         size = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(records))
-        return min(choose_window(self.steps, size, one.settings.window, one.rule.memory_budget)
+        return min(choose_window(self.steps, size, one.settings.window, one.rule.window_budget)
                    for one in self.learners)
 
     def _run(self, consts: Any, init: Any, xs: Any) -> list[Any]:

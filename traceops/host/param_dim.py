@@ -39,6 +39,11 @@ class ParamDimRule(Rule):
         """Not where upstream's own step rolls a trace forward: it needs the record whole."""
         return not self.at_once and not (self.carried and self.trace_pass.stepped)
 
+    @property
+    def windows_are_cheap(self) -> bool:
+        """Not where a trace is carried, which every window passes over."""
+        return self.folds and not self.carried
+
     def initial(self) -> Carry:
         """The trace that enters; nothing where it is known to be zero, or not carried."""
         if not self.carried or self.learner._trace_is_fresh():

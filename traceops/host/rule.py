@@ -14,13 +14,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.host.relations import RelationView, relation_views
+from traceops.host.relations import RelationView, relation_views, weight_bytes
 from traceops.kernels.layout import steps_of
 
 __all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole', 'with_every_step']
 
 Carry = dict[str, Any]
 Grads = dict[Any, Any]
+
+#: Bytes of a record that are still there when its gradient is formed.
+_IN_CACHE = 2 ** 24
 
 
 def following(a: Any) -> Any:
@@ -64,9 +67,20 @@ class Rule(abc.ABC):
         return not self.at_once
 
     @property
-    def memory_budget(self) -> int:
-        """Bytes for the record of a window whose length is not given."""
-        return self.learner.traceops_settings.memory_budget
+    def window_budget(self) -> int:
+        """Bytes for the record of a window whose length is not given.
+
+        No more than stays in cache, if that is much more than the gradient: where windows cost
+        little beside their steps (on a CPU), the sum of their gradients.
+        """
+        budget: int = self.learner.traceops_settings.memory_budget
+        return min(budget, max(_IN_CACHE, 4 * weight_bytes(self.learner))) \
+            if self.windows_are_cheap else budget
+
+    @property
+    def windows_are_cheap(self) -> bool:
+        """Whether a window costs little beside its steps."""
+        return self.folds
 
     @property
     def prompt(self) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from traceops.window.jaxprs import backward_slice, depends_on, part, reached
@@ -154,22 +155,49 @@ class Phases:
                     v for v in eqn.invars if not isinstance(v, Literal)) if v in env]
                 out = part(self.closed, read, eqn.outvars, [eqn])(*(env[v] for v in read))
             if any(v in kept for v in eqn.outvars):
-                out = jax.lax.optimization_barrier(out)
+                out = lax.optimization_barrier(out)
             env.update(zip(eqn.outvars, out, strict=True))
         return part(self.closed, list(env), wanted, ())(*env.values())
 
-    def replay(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
-               first: Sequence[Any], later: Sequence[int] = ()) -> Replay:
-        """Everything else, from the ``slices`` and ``kept``, ``[T, ...]``, of all steps at once.
+    @property
+    def recorded(self) -> tuple[Any, ...]:
+        """What replay needs of every step: what is kept, and the states of the strata."""
+        return (*self.kept, *(self._leaving[i] for stratum in self.strata for i in stratum))
 
-        ``first``: the carried inputs of the first step, all of them. ``later``: stacked outputs
-        that are had a step at a time, from what is dear in them; the rest of them is cheap. A sum
-        over steps of a product (the gradient of a plain weight) becomes one product that contracts
-        the steps too: no array of steps x weights appears.
+    def settle(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
+               first: Sequence[Any]) -> Settled:
+        """The states of the strata, from the ``slices`` and ``kept``, ``[T, ...]``.
+
+        ``first``: the carried inputs of the first step, all of them.
         """
-        totals, stacks = _Totals(self), self._stacks(slices, kept, first)
-        last = {i: a for stratum in self.strata
-                for i, a in self._settle(stratum, constant, stacks, first, totals).items()}
+        start = dict(zip(self._entering, first, strict=True))
+        settled = Settled(
+            dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True)), {}, {})
+        settled.enter(self.entered, start)
+        totals = _Totals(self)
+        for stratum in self.strata:
+            settled.last.update(self._settle(stratum, constant, settled, start, totals))
+        return settled
+
+    def recall(self, slices: Sequence[Any], recorded: Sequence[Any],
+               first: Sequence[Any]) -> Settled:
+        """The same where the states of the strata were recorded as well."""
+        settled = Settled(dict(zip((*self._slices, *self.recorded), (*slices, *recorded),
+                                   strict=True)), {}, {})
+        of_strata = {self._entering[i]: self._leaving[i] for s in self.strata for i in s}
+        settled.enter({**self.entered, **of_strata},
+                      dict(zip(self._entering, first, strict=True)))
+        return settled
+
+    def replay(self, constant: Sequence[Any], settled: Settled,
+               later: Sequence[int] = ()) -> Replay:
+        """Everything else, of all steps at once.
+
+        ``later``: stacked outputs that are had a step at a time, from what is dear in them; the
+        rest of them is cheap. A sum over steps of a product (the gradient of a plain weight)
+        becomes one product that contracts the steps too: no array of steps x weights appears.
+        """
+        totals, stacks = _Totals(self), settled.stacks
         between, afterwards, needed = self._between(self._out(later), stacks)
         now = self._out(i for i in self.stacked if i not in later)
         wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
@@ -177,21 +205,14 @@ class Phases:
         self._make(constant, stacks, [v for v in wanted if v not in same])
 
         given = [v for v in stacks if v in needed]
-        run_later = part(self.closed, [*self._in(self.constant), *same, *given],
+        earlier = [v for v in given if v in settled.earlier]
+        given = [v for v in given if v not in settled.earlier]
+        run_later = part(self.closed, [*self._in(self.constant), *same, *given, *earlier],
                          self._out(later), afterwards)
         return Replay([stacks[v] for v in now],
                       [totals.of(v, stacks, same) for v in self._out(self.summed)],
-                      last, [stacks[v] for v in given],
+                      [stacks[v] for v in given], [settled.earlier[v] for v in earlier],
                       lambda slices: run_later(*constant, *same.values(), *slices))
-
-    def _stacks(self, slices: Sequence[Any], kept: Sequence[Any],
-                first: Sequence[Any]) -> dict[Any, Any]:
-        """What was kept, and carried inputs: before a step as after the one before it."""
-        stacks = dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True))
-        start = dict(zip(self._entering, first, strict=True))
-        for v_in, v_out in self.entered.items():
-            stacks[v_in] = _a_step_earlier(stacks[v_out], start[v_in], v_in.aval.dtype)
-        return stacks
 
     def _make(self, constant: Sequence[Any], stacks: dict[Any, Any],
               wanted: Sequence[Any]) -> None:
@@ -201,9 +222,10 @@ class Phases:
         made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
         stacks.update(zip(wanted, made, strict=True))
 
-    def _settle(self, stratum: Sequence[int], constant: Sequence[Any], stacks: dict[Any, Any],
-                first: Sequence[Any], totals: _Totals) -> dict[int, Any]:
+    def _settle(self, stratum: Sequence[int], constant: Sequence[Any], settled: Settled,
+                first: dict[Any, Any], totals: _Totals) -> dict[int, Any]:
         """Add stacks of the states of a stratum, before and after each step; the last of each."""
+        stacks = settled.stacks
         enter, leave = ([a[i] for i in stratum] for a in (self._entering, self._leaving))
         between, eqns, needed = self._between(leave, [*stacks, *enter])
         same = self._same(constant, [v for v in between if not totals.vary(v)])
@@ -216,11 +238,10 @@ class Phases:
             new = [jnp.asarray(a, v.aval.dtype) for a, v in zip(new, enter, strict=True)]
             return new, new
 
-        start = [jnp.asarray(first[i], self._entering[i].aval.dtype) for i in stratum]
-        last, after = jax.lax.scan(step, start, [stacks[v] for v in given])
+        start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
+        last, after = lax.scan(step, start, [stacks[v] for v in given])
         stacks.update(zip(leave, after, strict=True))
-        stacks.update({v: _a_step_earlier(a, b, v.aval.dtype)
-                       for v, a, b in zip(enter, after, start, strict=True)})
+        settled.enter(dict(zip(enter, leave, strict=True)), first)
         return dict(zip(stratum, last, strict=True))
 
     def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
@@ -254,24 +275,56 @@ class Replay:
     ----------
     stacked, sums : list of arrays
         Those of the stacked outputs that are not had later, ``[T, ...]``, and the summed ones.
-    apart : dict of int to array
-        Carried outputs that are not in the core, after the last step.
-    slices : list of arrays, ``[T, ...]``
-        What ``later`` is called with a step of.
+    slices, earlier : list
+        What ``later`` is called with a step of: arrays ``[T, ...]``, then pairs of one that is
+        wanted a step earlier and of what comes before its first.
     later : callable
         ``slices of one step -> the outputs had later``.
     """
 
     stacked: list[Any]
     sums: list[Any]
-    apart: dict[int, Any]
     slices: list[Any]
+    earlier: list[tuple[Any, Any]]
     later: Callable[[Sequence[Any]], list[Any]]
 
+    def backward(self, digest: Callable[[Any, list[Any]], Any], carry: Any) -> Any:
+        """``digest(carry, outputs had later)`` from the last step to the first, as by a scan."""
+        def step(carry: Any, given: Any) -> Any:
+            t, slices = given
+            # read where it is: an array of the steps before would be another to write and read
+            before = [jnp.where(t == 0, first, lax.dynamic_index_in_dim(
+                after, jnp.maximum(t - 1, 0), keepdims=False)) for after, first in self.earlier]
+            return digest(carry, self.later([*slices, *before]))
 
-def _a_step_earlier(after: Any, first: Any, dtype: Any) -> Any:
-    after = after.astype(dtype)
-    return jnp.concatenate([first.astype(dtype)[None], after[:-1]])
+        steps = jnp.arange(jax.tree.leaves((self.slices, self.earlier))[0].shape[0])
+        return lax.scan(step, carry, (steps, self.slices), reverse=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """What is known of all steps before the replay.
+
+    Attributes
+    ----------
+    stacks : dict of variables to arrays, ``[T, ...]``
+        Slices, what was kept, states of strata; and of what is carried, what entered a step.
+    earlier : dict of variables to pairs of arrays
+        Of what entered: the array of which it is the step before, and what entered the first.
+    last : dict of int to array
+        Carried outputs that are not in the core, after the last step.
+    """
+
+    stacks: dict[Any, Any]
+    earlier: dict[Any, tuple[Any, Any]]
+    last: dict[int, Any]
+
+    def enter(self, left: dict[Any, Any], first: dict[Any, Any]) -> None:
+        """Add what entered the steps: what had ``left`` the one before, or came ``first``."""
+        for v_in, v_out in left.items():
+            after, start = (a.astype(v_in.aval.dtype) for a in (self.stacks[v_out], first[v_in]))
+            self.earlier[v_in] = after, start
+            self.stacks[v_in] = jnp.concatenate([start[None], after[:-1]])
 
 
 class _Totals:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import brainstate
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
-from traceops.window.phases import Phases, split_step
+from traceops.window.phases import Phases, Settled, split_step
 
 __all__ = ['Fold', 'StepProgram', 'trace_step']
 
@@ -52,8 +52,8 @@ class StepProgram:
     count : int or None
         How often the step advances the counter state: 1 is what the engine needs; ``None``
         when that cannot be known.
-    record_bytes : int
-        Bytes that one step adds to the record.
+    record_bytes, ahead_bytes : int
+        Bytes that one step adds to the record, and to what is kept to make it of.
     """
 
     phases: Phases
@@ -67,6 +67,7 @@ class StepProgram:
     slices: int
     count: int | None
     record_bytes: int
+    ahead_bytes: int
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
@@ -82,39 +83,57 @@ class StepProgram:
         for i, value in zip(self.carried, states, strict=True):
             self.states[i].value = value
 
-    def scan(self, states: Any, sums: Any, xs: Any,
-             fold: Fold | None = None) -> tuple[Any, Any, Any, Any, Any]:
+    def scan(self, states: Any, sums: Any, xs: Any, fold: Fold | None = None,
+             recorded: Any = None) -> tuple[Any, Any, Any, Any, Any]:
         """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
         The loop over time only simulates; all else is replayed from what it kept, of all steps at
         once. What a ``fold`` digests comes a step at a time, is stored only as far as it says,
         and is ``None`` among the outputs: forward in that loop, backward in one after the replay
         of what is dear in it. Without a fold, what is recorded and the same at every step comes
-        as ``[1, ...]``.
+        as ``[1, ...]``. With what :meth:`ahead` ``recorded``, nothing is simulated, and the states
+        that come back are those that were given.
         """
         constant, first = self._constant(), jax.tree.leaves(states)
-        steps = jax.tree.leaves(xs)[0].shape[0]
+        slices, carry, folded = jax.tree.leaves(xs), None, None
         same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
         back = fold is not None and fold.backward
-        core, kept, carry, folded = self._simulated(
-            constant, same, [first[i] for i in self.phases.core], xs,
-            None if back else fold)
+        if recorded is None:
+            core, kept, carry, folded = self._simulated(
+                constant, same, [first[i] for i in self.phases.core], xs,
+                None if back else fold)
+            settled = self.phases.settle(constant, slices, kept, first)
+            states = self._after(settled, core, states)
+        else:
+            settled = self.phases.recall(slices, recorded, first)
         later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
-        replay = self.phases.replay(constant, jax.tree.leaves(xs), kept, first, later)
-        last = {**replay.apart, **dict(zip(self.phases.core, core, strict=True))}
-        states = _like([last[i] for i in range(len(first))], states)
+        replay = self.phases.replay(constant, settled, later)
         sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
         known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
                          strict=True))
-        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
+        known.update({i: a[None] if i in self.once
+                      else jnp.broadcast_to(a, (slices[0].shape[0], *a.shape))
                       for i, a in same.items()})
         if fold is not None and fold.backward:
-            def digest(carry: Any, slices: Any) -> Any:
-                step = dict(zip(later, replay.later(slices), strict=True))
-                return fold.digest(carry, self._outputs({**same, **step}))
+            def digest(carry: Any, outputs: Any) -> Any:
+                return fold.digest(carry, self._outputs(
+                    {**same, **dict(zip(later, outputs, strict=True))}))
 
-            carry, folded = jax.lax.scan(digest, fold.carry, replay.slices, reverse=True)
+            carry, folded = replay.backward(digest, fold.carry)
         return states, sums, self._outputs(known), carry, folded
+
+    def ahead(self, states: Any, xs: Any) -> tuple[Any, list[Any]]:
+        """The states after ``xs``, and what :meth:`scan` needs to begin with its replay."""
+        constant, first = self._constant(), jax.tree.leaves(states)
+        core, kept, *_ = self._simulated(
+            constant, {}, [first[i] for i in self.phases.core], xs, None)
+        settled = self.phases.settle(constant, jax.tree.leaves(xs), kept, first)
+        return (self._after(settled, core, states),
+                [settled.stacks[v] for v in self.phases.recorded])
+
+    def _after(self, settled: Settled, core: list[Any], states: Any) -> Any:
+        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True))}
+        return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
                    fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
@@ -245,8 +264,13 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
         count=_count(closed, written[counter_at], leaves[counter_at][0],
                      jax.tree.leaves(new_positions[counter_at])[0]),
-        record_bytes=sum(a.size * a.dtype.itemsize for a in (
-            closed.jaxpr.outvars[i].aval for i in (*signals, *taped) if i not in phases.fixed)))
+        record_bytes=_bytes(
+            closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
+        ahead_bytes=_bytes(phases.recorded))
+
+
+def _bytes(variables: Iterable[Any]) -> int:
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in variables)
 
 
 def _position(state: Any, states: Sequence[Any]) -> int:

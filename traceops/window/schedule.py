@@ -88,38 +88,43 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
 def run_windows_back(program: StepProgram, xs: Any, K: int,
                      after_window: Callable[..., Any], carry: Any,
                      fold_of: Callable[..., Fold | None] = lambda carry: None,
-                     ) -> tuple[Any, Any, Any]:
+                     record: bool = False) -> tuple[Any, Any, Any]:
     """The same with the windows taken from the last to the first.
 
-    The states at the start of each window are kept from a first run that only simulates; each
-    window is simulated again when its turn comes. ``carry`` then passes from a window to the
-    one before it. Parameters and results as for :func:`run_windows`.
+    A first run only simulates. The states at the start of each window are kept from it, and each
+    window is simulated again when its turn comes; with ``record`` what a window is replayed from
+    is kept as well, and it is not. ``carry`` then passes from a window to the one before it.
+    Parameters and results as for :func:`run_windows`.
     """
     states, sums = program.initial()
     head, rest = _cut(xs, K)
 
     def ahead(states: Any, xs_w: Any) -> Any:
-        return program.advance(states, xs_w), states
+        after, recorded = program.ahead(states, xs_w) if record else (
+            program.advance(states, xs_w), None)
+        return after, (states, recorded)
 
-    states, starts = jax.lax.scan(ahead, states, head)
+    states, given = jax.lax.scan(ahead, states, head)
 
     def window(full: Any, given: Any) -> Any:
-        (_, sums, carry), (states, xs_w) = full, given
+        (_, sums, carry), ((states, recorded), xs_w) = full, given
         before = program.by_id(states)
-        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry))
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry), recorded)
         carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 
     full, outputs = (states, sums, carry), []
     if rest is not None:
-        full, out = window(full, (states, rest))
+        after, last = ahead(states, rest) if record else (None, (states, None))
+        (states, *others), out = window(full, (last, rest))
+        full = after if record else states, *others
         outputs.append(jax.tree.map(lambda a: a[None], out))
     states = full[0]
-    if _changes(window, full, (starts, head)):      # nothing arrives at the last: zeros do
-        first = jax.tree.map(lambda a: a[0], (starts, head))
+    if _changes(window, full, (given, head)):       # nothing arrives at the last: zeros do
+        first = jax.tree.map(lambda a: a[0], (given, head))
         (_, _, arriving), _ = jax.eval_shape(window, full, first)
         full = (*full[:2], jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arriving))
-    (_, sums, carry), out = jax.lax.scan(window, full, (starts, head), reverse=True)
+    (_, sums, carry), out = jax.lax.scan(window, full, (given, head), reverse=True)
     program.store(states)
     return carry, sums, _joined([out, *outputs])
 
