@@ -216,7 +216,7 @@ def run(case: Case, repeats: int, progress: bool = True, programs: bool = True) 
         jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
         row.error = _compared(jitted, x, y, row)
     if not row.error:
-        rounds = min(3, repeats) if programs else 0
+        rounds = repeats if programs else 0
         for name, (seconds, program) in _compiled(fns, (x, y), rounds).items():
             row.compile_seconds[name] = float(np.median(seconds))
             used = program.memory_analysis()

@@ -32,6 +32,8 @@ _DTYPES = (jnp.float32, jnp.float64)
 #: Non-zero inputs are few if at most one in so many: adding their rows is work for one core,
 #: the product of all is shared by the cores (the two take the same time at one in ten on two).
 _FEW, _FEW_A_CORE = 16, 8
+#: So many at most, as they are counted in float32.
+_EXACT = 2 ** 24 - 1
 
 
 def capacity(inputs: Any, delta: Any) -> int:
@@ -41,7 +43,7 @@ def capacity(inputs: Any, delta: Any) -> int:
         return 0
     if rows > _BITS * width or (rows + _BITS) * inputs.shape[1] >= 2 ** 31:     # sums, places
         return 0
-    return inputs.size // max(_FEW, _FEW_A_CORE * _cores())
+    return min(inputs.size // max(_FEW, _FEW_A_CORE * _cores()), _EXACT)
 
 
 def _cores() -> int:
@@ -68,10 +70,10 @@ def product_of_events(inputs: Any, delta: Any, product: Callable[..., Any], few:
     @jax.custom_jvp
     def chosen(inputs: Any, delta: Any) -> Any:
         words = _words(inputs)
-        first, starts = _positions(lax.population_count(words).astype(jnp.int32))
+        before, starts = _counted(lax.population_count(words).astype(jnp.float32))
         return lax.cond((starts[-1] <= few) & jnp.isfinite(delta.sum()),
                         lambda *given: _of_events(few, *given), lambda x, d, *_: product(x, d),
-                        inputs, delta, words, first, starts)
+                        inputs, delta, words, before, starts)
 
     chosen.defjvp(lambda primals, tangents: jax.jvp(product, primals, tangents))
     return chosen(inputs, delta)
@@ -85,34 +87,41 @@ def _words(inputs: Any) -> Any:
     return jnp.where(there, bits[:, None], jnp.uint32(0)).sum(1, dtype=jnp.uint32)
 
 
-def _positions(counts: Any) -> tuple[Any, Any]:
-    """How many bits come before each word, ``[W, I]``, and before each column, ``[I + 1]``.
+def _counted(counts: Any) -> tuple[Any, Any]:
+    """How many bits come before each word in its column, and before each column, ``[I + 1]``.
 
-    Column by column. These sums are products with a triangle of ones: that compiles in no time,
-    and a cumulative sum takes as long as half of everything else here.
+    The former are padded, ``[W + 1, >= I]``. These sums are products with a triangle of ones, in
+    float32 (exact below 2^24): they compile in no time, and a cumulative sum takes as long as half
+    of everything else here.
     """
     rows, width = counts.shape
     side = math.isqrt(width) + 1                    # columns in a square, with room for one more
     counts = jnp.pad(counts, ((0, 0), (0, side ** 2 - width)))
-    within = jnp.dot(_triangle(rows), counts)       # the last row: of whole columns
-    sums = jnp.dot(within[-1].reshape(side, side), _triangle(side).T)
-    starts = (sums[:, :-1] + jnp.dot(_triangle(side)[:-1], sums)[:, -1:]).reshape(-1)
-    return within[:-1, :width] + starts[:width], starts[:width + 1]
+    within = _dot(_triangle(rows), counts)          # the last row: of whole columns
+    sums = _dot(within[-1].reshape(side, side), _triangle(side).T)
+    starts = sums[:, :-1] + _dot(_triangle(side)[:-1], sums)[:, -1:]
+    return within, starts.reshape(-1)[:width + 1].astype(jnp.int32)
 
 
 def _triangle(size: int) -> Any:
     """Sums of what comes before each, and of all: ``[size + 1, size]``."""
-    return np.tril(np.ones((size + 1, size), np.int32), -1)
+    return np.tril(np.ones((size + 1, size), np.float32), -1)
 
 
-def _of_events(size: int, inputs: Any, delta: Any, words: Any, first: Any, starts: Any) -> Any:
+def _dot(a: Any, b: Any) -> Any:
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _of_events(size: int, inputs: Any, delta: Any, words: Any, before: Any, starts: Any) -> Any:
     """The non-zero inputs as a sparse matrix, ``[I, R]``, times the deltas.
 
-    Each is written where it belongs: at the ``first`` of its word plus the lower bits of the word.
+    Each is written where it belongs: after its column's ``starts``, those in the words ``before``,
+    and the lower bits of its word.
     """
     rows, width = inputs.shape
     bit = (jnp.uint32(1) << jnp.arange(_BITS, dtype=jnp.uint32))[:, None]
-    words, first = words[:, None], first[:, None]
+    first = (before[:-1, :width].astype(jnp.int32) + starts[:width])[:, None]
+    words = words[:, None]
     lower = lax.population_count(words & (bit - 1)).astype(jnp.int32)
     position = jnp.where(words & bit != 0, first + lower, size).reshape(-1)
     place = jnp.arange(position.size, dtype=jnp.int32)

@@ -113,6 +113,13 @@ def test_many_cores_share_the_product(monkeypatch):
     assert found == [1 / 16, 1 / 16, 1 / 128]
 
 
+def test_no_more_are_few_than_float32_counts(monkeypatch):
+    monkeypatch.setattr(events, '_cores', lambda: 1)
+    shaped = jax.ShapeDtypeStruct((2 ** 16, 2 ** 13), jnp.float32)
+    assert shaped.size // 16 > 2 ** 24
+    assert events.capacity(shaped, shaped) == 2 ** 24 - 1
+
+
 def test_who_did_not_ask_gets_the_product():
     x, delta = some(0, .1, 50, 32, 600), draw(2, 50, 32, 600)
     compiled = jax.jit(ops.trace_gradient).lower(x, delta).compile()
