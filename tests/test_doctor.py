@@ -72,12 +72,12 @@ def test_the_exit_status_and_the_table(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'check_parity', parity(True))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    assert 'traceops status' in out and 'no of 8 checks failed' in out and 'FAILED' not in out
+    assert 'traceops status' in out and 'no of 9 checks failed' in out and 'FAILED' not in out
     assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
     monkeypatch.setattr(doctor, 'check_parity', parity(False))
     assert doctor.main([]) == 1
     out = capsys.readouterr().out
-    assert '4 of 8 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
+    assert '4 of 9 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
 
 
 @pytest.mark.parametrize('check', ['check_versions', 'check_devices'])
@@ -85,7 +85,7 @@ def test_parity_is_not_tried_where_it_cannot_run(check, monkeypatch, capsys):
     monkeypatch.setattr(doctor, check, lambda: doctor.Check(check, False, 'found', 'install'))
     monkeypatch.setattr(doctor, 'check_parity', lambda *a: pytest.fail('tried'))
     assert doctor.main([]) == 1
-    assert '1 of 4 checks failed' in capsys.readouterr().out
+    assert '1 of 5 checks failed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('platforms, nvidia, found, advice', [
@@ -97,6 +97,20 @@ def test_devices(platforms, nvidia, found, advice, monkeypatch):
     devices = [types.SimpleNamespace(platform=platform) for platform in platforms]
     monkeypatch.setattr(doctor.jax, 'devices', lambda: devices)
     assert doctor.check_devices(nvidia) == doctor.Check('devices', True, found, advice)
+
+
+@pytest.mark.parametrize('enabled, libc, environ, found, advised', [
+    ('always [madvise] never', ('glibc', '2.36'), {}, 'pages of 4 KiB', True),
+    ('always [madvise] never', ('glibc', '2.36'),
+     {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}, 'large pages are on', False),
+    ('[always] madvise never', ('glibc', '2.31'), {}, 'large pages are on', False),
+    ('always madvise [never]', ('glibc', '2.36'), {}, 'pages of 4 KiB', False),
+    ('always [madvise] never', ('glibc', '2.31'), {}, 'pages of 4 KiB', False),
+    ('', ('', ''), {}, 'pages of 4 KiB', False)])
+def test_pages(enabled, libc, environ, found, advised):
+    check = doctor.check_pages(enabled, libc, environ)
+    assert check.passed and 's a GiB' in check.found and check.found.endswith(found)
+    assert ('GLIBC_TUNABLES=glibc.malloc.hugetlb=1' in check.advice) == advised
 
 
 def test_a_jax_that_cannot_start_is_a_finding(monkeypatch):
@@ -119,7 +133,7 @@ def test_on_a_gpu_every_kernel_is_compared_and_timed(right, monkeypatch, capsys)
     assert doctor.main([]) == (0 if right else 1)
     out = capsys.readouterr().out
     assert 'limit us' in out and ('wrong: d_trace_update S=2' in out) == (not right)
-    assert ('of 9 checks failed' in out) and ('report this, with all' in out) == (not right)
+    assert ('of 10 checks failed' in out) and ('report this, with all' in out) == (not right)
 
 
 def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):

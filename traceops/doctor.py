@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import mmap
+import os
 import pathlib
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
@@ -21,7 +24,7 @@ from traceops.status import status
 from traceops.text import render
 
 __all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_operations',
-           'check_parity', 'check_versions', 'main']
+           'check_pages', 'check_parity', 'check_versions', 'main']
 
 OURS = 'braintrace-traceops'
 _REPORT = 'report this, with all that traceops doctor printed'
@@ -89,6 +92,38 @@ def check_devices(nvidia: bool | None = None) -> Check:
         f"pip install '{OURS}[gpu]' brings the jax that does" if missed else '')
 
 
+def check_pages(enabled: str | None = None, libc: tuple[str, str] | None = None,
+                environ: Mapping[str, str] = os.environ) -> Check:
+    """What new memory costs: a call gives back all but small arrays, and touches them anew."""
+    if enabled is None:
+        try:
+            enabled = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled').read_text()
+        except OSError:                         # not Linux, or not told
+            enabled = ''
+    name, version = platform.libc_ver() if libc is None else libc
+    able = name == 'glibc' and tuple(map(int, version.split('.')[:2])) >= (2, 35)
+    on = '[always]' in enabled or 'hugetlb=1' in environ.get('GLIBC_TUNABLES', '')
+    found = f'new memory costs {_cost_of_new_memory():.2f} s a GiB in pages of 4 KiB'
+    if on:
+        return Check('memory', True, f'{found}; large pages are on')
+    helps = able and '[madvise]' in enabled
+    return Check('memory', True, found, 'GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment: '
+                 'large arrays come in pages of 2 MiB' if helps else '')
+
+
+def _cost_of_new_memory(size: int = 2 ** 26) -> float:
+    """Seconds a GiB that touching memory takes the first time more than the second."""
+    with mmap.mmap(-1, size) as memory:
+        if hasattr(mmap, 'MADV_NOHUGEPAGE'):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            memory[::mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
+            times.append(time.perf_counter() - start)
+    return max(times[0] - times[1], 0.) * 2 ** 30 / size
+
+
 def check_parity(rule: str, vmap: bool) -> Check:
     """A small spiking net gets upstream's gradients."""
     name = f'{rule}, {"vmap" if vmap else "batch"}'
@@ -132,7 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     ).parse_args([] if argv is None else argv)
     start = time.perf_counter()
     print(status(), end='\n\n')
-    checks = [check_versions(), check_devices(), check_import_name(), check_command()]
+    checks = [check_versions(), check_devices(), check_import_name(), check_command(),
+              check_pages()]
     if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
         checks += [check() for check in _parity_checks()]
     timings = ''

@@ -115,7 +115,7 @@ def test_what_is_had_later_is_cheap(float64):
     closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices] + [h])
     assert {'sin', 'mul'} <= {e.primitive.name for e in closed.jaxpr.eqns}
     assert 'dot_general' not in {e.primitive.name for e in closed.jaxpr.eqns}
-    order, got = replay.backward(lambda seen, out: (2 * seen + out[0].sum(), out[0]), 0.)
+    order, got = replay.backward(lambda seen, out: (2 * seen + out[0].sum(), out[0]), 0., T)
     np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-12)
     sums = jnp.stack(want).sum((1, 2))
     np.testing.assert_allclose(order, sums @ (2. ** np.arange(T)), rtol=1e-12)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
-from traceops.window.phases import Phases, Settled, split_step
+from traceops.window.phases import Phases, split_step
+from traceops.window.replay import Settled
 
 __all__ = ['Fold', 'StepProgram', 'trace_step']
 
@@ -96,6 +97,7 @@ class StepProgram:
         """
         constant, first = self._constant(), jax.tree.leaves(states)
         slices, carry, folded = jax.tree.leaves(xs), None, None
+        steps = slices[0].shape[0]
         same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
         back = fold is not None and fold.backward
         if recorded is None:
@@ -111,15 +113,14 @@ class StepProgram:
         sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
         known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
                          strict=True))
-        known.update({i: a[None] if i in self.once
-                      else jnp.broadcast_to(a, (slices[0].shape[0], *a.shape))
+        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
                       for i, a in same.items()})
         if fold is not None and fold.backward:
             def digest(carry: Any, outputs: Any) -> Any:
                 return fold.digest(carry, self._outputs(
                     {**same, **dict(zip(later, outputs, strict=True))}))
 
-            carry, folded = replay.backward(digest, fold.carry)
+            carry, folded = replay.backward(digest, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
 
     def ahead(self, states: Any, xs: Any) -> tuple[Any, list[Any]]:
