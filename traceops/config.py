@@ -46,7 +46,8 @@ class Settings:
     Parameters
     ----------
     window : int or None
-        Steps per window; ``None`` chooses the longest that fits ``memory_budget``.
+        Steps per window; ``None`` chooses the longest that fits ``memory_budget`` and, where
+        windows cost little beside their steps (on a CPU, no trace carried), stays in cache.
     memory_budget : int or str
         Bytes for the recorded factors of one window, e.g. ``'256MiB'``.
     carry_trace : bool
