@@ -11,6 +11,7 @@ import traceops
 from tests.parity.harness import start
 from tests.parity.nets import NETS
 from traceops.host import relations
+from traceops.host.rule import Rule
 
 
 def test_a_window_learner():
@@ -31,6 +32,18 @@ def test_what_is_not_kept_is_saved():
         run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)
     found = traceops.explain(run.learner)
     assert found.saved_bytes == sum(r.trace_bytes for r in found.rows) > 0
+
+
+@pytest.mark.parametrize('settings, twice', [
+    ({'window': 2}, True), ({'memory_budget': 2048}, True), ({}, False)])
+def test_windows_that_are_simulated_twice(monkeypatch, settings, twice):
+    """Without a trace; where they were asked for, or memory for the states of all steps is not."""
+    monkeypatch.setattr(Rule, 'window_budget', 1024)
+    with traceops.configured(carry_trace=False, **settings):
+        run = start(traceops.compile, NETS['alif'], 'd_rtrl', 7)
+    run.grad()
+    said = str(traceops.explain(run.learner))
+    assert (', each simulated twice' in said) == twice and '7 steps per window' not in said
 
 
 def test_gradients_that_are_summed_over_spikes(monkeypatch):

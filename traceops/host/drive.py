@@ -77,7 +77,7 @@ def gradient(
                 prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
-        K, twice = _window_length(rule, program, length)
+        K, twice = _windows(rule, program, length)
         total, losses, aux = _run_gradient(
             learner, rule, program, weights, (sequences, mask_), K, twice)
         learner._last_call = ('window', _said(program, K, twice))
@@ -204,7 +204,7 @@ def evolve(
                                  panels=not at_once(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
-        K, _ = _window_length(rule, program, length)
+        K, _ = _windows(rule, program, length)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
         def after_window(carry: Any, out: Any, *_: Any) -> Any:
@@ -275,7 +275,7 @@ def _count_reason(count: int | None) -> str:
     return f'step_fn calls the learner {count} times a step; the window needs exactly one call'
 
 
-def _window_length(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
+def _windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
     """Steps per window, and whether windows are simulated twice.
 
     Windows from the last to the first are, unless what they are replayed from fits the budget;
