@@ -94,9 +94,11 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    if any(d.platform == 'gpu' for d in jax.devices()):
-        return
+    there_is_one = any(d.platform == 'gpu' for d in jax.devices())
     for item in items:
-        if item.get_closest_marker('gpu'):
+        if not there_is_one and item.get_closest_marker('gpu'):
             item.add_marker(pytest.mark.skip(
                 reason='no GPU that jax sees: these tests run a kernel on one'))
+        only = item.get_closest_marker('cpu')
+        if there_is_one and only:
+            item.add_marker(pytest.mark.skip(reason=only.args[0]))

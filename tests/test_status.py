@@ -41,6 +41,13 @@ def test_settings_are_those_in_force():
     assert '11' in row
 
 
+def test_what_decides_on_a_setting_left_open():
+    rows = dict(line.strip('│ ').split('│', 1) for line in str(traceops.status()).splitlines()
+                if line.startswith('│'))
+    said = {name.strip(): text.strip() for name, text in rows.items()}
+    assert said['window'] == 'chosen within memory_budget' and said['two_phase'] == 'on a GPU'
+
+
 def test_environment_variables_that_are_set_are_seen(monkeypatch):
     monkeypatch.setenv('TRACEOPS_WINDOW', '13')
     monkeypatch.setenv('TRACEOPS_PRECISION', '')

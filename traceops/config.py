@@ -63,7 +63,8 @@ class Settings:
         How what a window recorded is digested after the loop over time, which only simulates.
         ``True``: Jacobians and learning signals of all steps are stored and digested together.
         ``False``: a step at a time, most of them never stored. ``None``: together on a GPU, where
-        the launches of a step cost more than its arithmetic.
+        the launches of a step cost more than its arithmetic. There the loop takes five steps a
+        turn, and what it keeps of them is stored at once.
     """
 
     window: int | None = None

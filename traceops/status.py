@@ -59,10 +59,14 @@ class Status:
         return render(table).rstrip()
 
 
+#: Settings that may be left open, and what decides then.
+_OPEN = {'window': 'chosen within memory_budget', 'two_phase': 'on a GPU'}
+
+
 def _setting(name: str, value: Any) -> str:
     if name == 'memory_budget':
         return f'{value / 2 ** 20:g} MiB'
-    return 'chosen within memory_budget' if value is None else str(value)
+    return _OPEN[name] if value is None else str(value)
 
 
 def _devices() -> tuple[tuple[str, ...], str]:

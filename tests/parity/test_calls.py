@@ -204,6 +204,7 @@ def test_bad_input_leaves_every_state(float64, name):
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, ours.states()))
 
 
+@pytest.mark.cpu('on a GPU there is the backend')
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 def test_a_backend_that_is_named_does_not_fall_back(rule):
     """Not even for a convolution, whose weight gradient is no product of ours."""
@@ -291,6 +292,7 @@ def test_memory_does_not_grow_with_the_sequence(rule):
     assert long - short <= 2 * per_step * 9_900 + 2 ** 16
 
 
+@pytest.mark.cpu('a short sequence takes the window on a GPU')
 class TestWhereUpstreamIsAsFast:
     """ES-D-RTRL over few steps on a CPU: upstream's step, and it says so."""
 

@@ -16,6 +16,8 @@ from traceops.host import plan, relations
 from traceops.host.explain import LoopsExplanation
 from traceops.kernels.trace_gradient import cpu, events
 
+pytestmark = pytest.mark.cpu('sums over spikes are for a CPU')
+
 
 @pytest.fixture
 def counted(monkeypatch):

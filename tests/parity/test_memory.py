@@ -62,6 +62,7 @@ def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence():
     assert temporary(10_000) - temporary(100) <= 2 * step * 9_900 + 2 ** 16
 
 
+@pytest.mark.cpu('programs for a GPU have a workspace of 32 MiB, beside which nothing is seen')
 def test_a_record_that_is_folded_is_not_stored():
     """Two states: a window at once stores their Jacobian (4 arrays) and signal (2) of each step.
 

@@ -105,6 +105,7 @@ def small_cache(monkeypatch):
     return cut
 
 
+@pytest.mark.cpu('panels are for a CPU')
 @pytest.mark.parametrize('net, rule, carry', [
     ('alif', 'd_rtrl', True), ('lif', 'es', True), ('gru', 'd_rtrl', False),
     pytest.param('two-layer', 'es', True, marks=pytest.mark.slow)])
@@ -115,6 +116,7 @@ def test_training(float64, small_cache, net, rule, carry):
         traceops.explain(ours.learner))
 
 
+@pytest.mark.cpu('panels are for a CPU')
 def test_a_loop_written_by_hand(float64, small_cache):
     (loop,) = loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
     assert small_cache and loop.panelled

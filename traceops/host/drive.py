@@ -16,7 +16,7 @@ import saiunit as u
 
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import at_once, why_short
+from traceops.host.plan import at_once, form_of_loops, why_short
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -74,7 +74,7 @@ def gradient(
                 _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
                 tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
                 counter=learner.running_index, once=learner._recorder.once,
-                prompt=rule.prompt, panels=not at_once(learner.traceops_settings))
+                prompt=rule.prompt, **form_of_loops(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
         K, twice = _windows(rule, program, length)
@@ -201,7 +201,7 @@ def evolve(
         with _recording(learner):
             program = trace_step(step, (sequences,), tape=learner._recorder.tape,
                                  constants=(), counter=learner.running_index,
-                                 panels=not at_once(learner.traceops_settings))
+                                 **form_of_loops(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
         K, _ = _windows(rule, program, length)

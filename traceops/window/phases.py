@@ -66,6 +66,8 @@ class Phases:
         its own: no other waits for them (see :mod:`traceops.window.strata`).
     panelled : tuple of equations
         Products that the loop over time takes in panels (see :mod:`traceops.window.panels`).
+    unroll : int
+        Steps in a turn of a loop over time.
     """
 
     closed: ClosedJaxpr
@@ -81,6 +83,7 @@ class Phases:
     panelled: tuple[Any, ...]
     simulation: tuple[Any, ...]
     replayed: tuple[Any, ...]
+    unroll: int
 
     @property
     def constant(self) -> tuple[int, ...]:
@@ -240,7 +243,7 @@ class Phases:
             return new, new
 
         start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
-        last, after = lax.scan(step, start, [stacks[v] for v in given])
+        last, after = lax.scan(step, start, [stacks[v] for v in given], unroll=self.unroll)
         stacks.update(zip(leave, after, strict=True))
         settled.enter(dict(zip(enter, leave, strict=True)), first)
         return dict(zip(stratum, last, strict=True))
@@ -336,7 +339,7 @@ class _Totals:
 
 def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
                stacked: Sequence[int], summed: Sequence[int],
-               prompt: Sequence[int] = (), panels: bool = False) -> Phases:
+               prompt: Sequence[int] = (), panels: bool = False, unroll: int = 1) -> Phases:
     """Cut a step in two.
 
     Parameters
@@ -349,6 +352,8 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         Outputs, as in :class:`Phases`; which of them are fixed is found out.
     panels : bool
         Whether products with large weights are taken in panels.
+    unroll : int
+        Steps in a turn of a loop over time.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
     fixed = tuple(i for i in (*prompt, *stacked) if not depends_on(closed, i, varying))
@@ -374,7 +379,7 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     panelled = tuple(e for e in simulation
                      if panels and in_panels(e, e.invars, varies.__contains__))
     return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed), kept,
-                  entered, tuple(strata), panelled, tuple(simulation), tuple(replayed))
+                  entered, tuple(strata), panelled, tuple(simulation), tuple(replayed), unroll)
 
 
 def _is_dear(eqn: Any) -> bool:

@@ -151,7 +151,7 @@ class StepProgram:
             return (_like(new, core), carry), (kept, folded)
 
         (core, carry), (kept, folded) = jax.lax.scan(
-            step, (core, () if fold is None else fold.carry), xs)
+            step, (core, () if fold is None else fold.carry), xs, unroll=self.phases.unroll)
         return core, kept, carry, folded
 
     def _outputs(self, known: dict[int, Any]) -> Any:
@@ -167,7 +167,7 @@ class StepProgram:
                 constant, jax.tree.leaves(x), jax.tree.leaves(states), panels)
             return _like(new, states), None
 
-        return jax.lax.scan(body, states, xs)[0]
+        return jax.lax.scan(body, states, xs, unroll=self.phases.unroll)[0]
 
     def _constant(self) -> list[Any]:
         leaves = jax.tree.leaves([s.value for s in self.states])
@@ -204,7 +204,7 @@ def _like(new: Any, old: Any) -> Any:
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
                once: Sequence[Any] = (), prompt: Sequence[Any] = (),
-               panels: bool = False) -> StepProgram:
+               panels: bool = False, unroll: int = 1) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -225,6 +225,9 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         Those of the tape that are had in the loop that simulates: what a forward fold digests.
     panels : bool
         Whether that loop takes products with large weights in panels (for a CPU).
+    unroll : int
+        Steps in a turn of it, and of those that integrate states on their own (for a GPU: what a
+        turn launches beside its steps, it launches once; what it stores, for all of them at once).
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -255,7 +258,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     phases = split_step(
         closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
         stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
-        prompt=prompt, panels=panels)
+        prompt=prompt, panels=panels, unroll=unroll)
     counter_at = _position(counter, states)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
