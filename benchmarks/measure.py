@@ -8,7 +8,7 @@ import dataclasses
 import gc
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import brainstate
@@ -147,22 +147,29 @@ def _bptt(train: Training) -> Callable[..., Any]:
         lambda: simulate(x, y), weights, return_value=True)()
 
 
-def contestants(case: Case) -> dict[str, Callable[..., Any]]:
-    """``{name: (inputs, labels) -> (gradients or None, loss)}``.
+def contestants(case: Case, names: Collection[str] | None = None) -> dict[
+        str, Callable[..., Any]]:
+    """``{name: (inputs, labels) -> (gradients or None, loss)}``, those of ``names`` (default: all).
 
     Each has a net of its own, made from the same seed and compiled beforehand; its states
     (and its trace, where one is carried) go on from call to call, as in a training loop.
     """
-    simulate = simulation(of_case(case))
-    fns = {}
+    makers: dict[str, Callable[[Training], Callable[..., Any]]] = {}
     if case.upstream_fits:
-        fns = {'upstream': online(of_case(case), braintrace.compile),
-               'traceops': online(of_case(case), traceops.compile)}
+        makers = {'upstream': lambda t: online(t, braintrace.compile),
+                  'traceops': lambda t: online(t, traceops.compile)}
     if case.rule == 'D_RTRL':
-        fns['free'] = online(of_case(case), traceops.compile, carry_trace=False)
+        makers['free'] = lambda t: online(t, traceops.compile, carry_trace=False)
     if case.upstream_fits:
-        fns['bptt'] = _bptt(of_case(case))
-    return {**fns, 'forward': lambda x, y: (None, simulate(x, y))}
+        makers['bptt'] = _bptt
+    makers['forward'] = _forward
+    return {name: make(of_case(case)) for name, make in makers.items()
+            if names is None or name in names}
+
+
+def _forward(train: Training) -> Callable[..., Any]:
+    simulate = simulation(train)
+    return lambda x, y: (None, simulate(x, y))
 
 
 def _spikes_per_neuron(case: Case, x: Any) -> float:
@@ -205,14 +212,18 @@ def pure(fn: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], tuple[
     return function, tuple(state.value for state in trace.states)
 
 
-def run(case: Case, repeats: int, progress: bool = True, programs: bool = True) -> Row:
-    """Check the gradients, then time everybody interleaved; ``programs``: compiling too."""
+def run(case: Case, repeats: int, progress: bool = True, programs: bool = True,
+        names: Collection[str] | None = None) -> Row:
+    """Check the gradients, then time everybody (or those of ``names``) interleaved.
+
+    ``programs``: compiling too.
+    """
     row = Row(case)
     brainstate.environ.set(dt=1. * u.ms)
     x, y = data(case)
     row.error = _silent(case, x, row)
     if not row.error:
-        fns = contestants(case)
+        fns = contestants(case, names)
         jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
         row.error = _compared(jitted, x, y, row)
     if not row.error:

@@ -16,6 +16,7 @@ from importlib import metadata
 
 import jax
 from rich.table import Table
+from tqdm import tqdm
 
 import traceops
 from traceops.errors import UnsupportedVersionError
@@ -132,7 +133,7 @@ def check_parity(rule: str, vmap: bool) -> Check:
         from traceops.benchmarks.measure import run
         with traceops.configured(window=20):        # the engine, where upstream is as fast too
             row = run(Case(name, 'lif', rule, 64, None, steps=20, batch=8, vmap=vmap), repeats=1,
-                      progress=False, programs=False)
+                      progress=False, programs=False, names=('upstream', 'traceops'))
     except Exception as err:                    # whatever it is, it is a finding
         return Check(name, False, f'{type(err).__name__}: {err}', _REPORT)
     if row.error:
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     checks = [check_versions(), check_devices(), check_import_name(), check_command(),
               check_pages()]
     if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
-        checks += [check() for check in _parity_checks()]
+        checks += [check() for check in tqdm([*_parity_checks()], desc='gradients', leave=False)]
     timings = ''
     if checks[1].passed and jax.default_backend() == 'gpu':
         kernels, timings = check_operations()

@@ -40,11 +40,21 @@ def test_a_row_from_end_to_end():
     assert 'MISSED' in report.markdown([figures]) and 'tiny' in report.table([figures])
 
 
+def test_aims_are_of_the_cpu(monkeypatch):
+    """Elsewhere a row is to be no slower than upstream."""
+    row = measure.Row(TINY, seconds={'upstream': [1.], 'traceops': [2.], 'free': [.5]})
+    assert report.figures(row)['bar'] == TINY.bar
+    monkeypatch.setattr(report.jax, 'default_backend', lambda: 'gpu')
+    figures = report.figures(row)
+    assert (figures['bar'], figures['bar_free']) == (1., 1.)
+    assert 'ratio 0.50 < 1' in report.summary([figures])
+
+
 def test_a_wrong_gradient_gets_no_speed(monkeypatch):
     made = measure.contestants
 
-    def wrong(case):
-        fns = made(case)
+    def wrong(case, names):
+        fns = made(case, names)
         free = fns['free']
 
         def spoiled(x, y):
