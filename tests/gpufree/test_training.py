@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole training calls, compiled for GPUs that are not there: kernels, memory, communication."""
 
+import contextlib
 import functools
 
 import brainstate
@@ -13,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 import traceops
 from tests.gpufree import TARGETS
-from traceops.benchmarks import programs
+from traceops.benchmarks import loops, programs
 from traceops.benchmarks.cases import Case
-from traceops.benchmarks.measure import of_case, online
+from traceops.benchmarks.measure import data, of_case, online
 from traceops.benchmarks.targets import collectives, compile_for, kernel_calls, mesh_of
 
 T, B, N = 10, 16, 256
@@ -122,6 +123,22 @@ def test_steps_in_a_loop_update_the_trace_in_place(proof):
     assert ours.bytes < 6 * 3.6 * trace < upstream.bytes
 
 
+@pytest.mark.parametrize('rule', KERNEL)
+def test_a_loop_written_by_hand_shares_launches(rule, proof):
+    """What a turn launches beside its steps, and stores of them, five steps share."""
+    brainstate.environ.set(dt=1. * u.ms)
+    launches = {}
+    for who in ('upstream', 'traceops'):
+        with traceops.enabled(**FORM) if who == 'traceops' else contextlib.nullcontext():
+            one = loops.LoopCase('one', Case('one', 'lif', rule, 64, None, steps=50, batch=8,
+                                             vmap=True))
+            program = programs.compile_stateful('h100', loops.train_step(one), *data(one.case))
+        launches[who] = programs.read(program, 'h100').total.launches
+    proof(f'a loop by hand, {rule} lif', 'h100', ', '.join(
+        f'{who} {n} launches' for who, n in launches.items()))
+    assert launches['traceops'] < .6 * launches['upstream']         # a step a turn: as many
+
+
 def test_a_step_of_one_state_is_upstreams():
     """XLA makes one pass over the trace of its update and its solve."""
     assert not kernel_calls(a_step('lif', traceops.compile))
@@ -141,5 +158,6 @@ def test_the_report_of_a_case(proof):
     assert ours.written == 8 * 4 * 64 * 4 + 4 * 64 * 4 + 4         # no filter: one element unused
     trace = 4 * (case.n_in + 64) * 64 * 4
     assert found['free'].total.bytes < 8 * 2 * trace < found['upstream'].total.bytes
+    assert found['free'].total.launches < found['forward'].total.launches   # five steps a turn
     proof('traceops programs, small LIF', 'h100', ', '.join(
         f'{who} {p.total.launches} launches' for who, p in found.items()))

@@ -4,6 +4,7 @@
 
 import contextlib
 import itertools
+import re
 
 import brainstate
 import braintrace
@@ -259,6 +260,28 @@ def twice(task):
     return first, task.traces(), brainstate.transform.scan(step, first[0], (task.y[..., :1] + task.x
                                                            if not task.net.tokens else task.x,
                                                            task.y))
+
+
+@pytest.mark.parametrize('asked, turn', [(1, 5), (2, 2)])
+@pytest.mark.parametrize('rule', BOTH)
+def test_turns_of_several_steps(float64, rule, asked, turn):
+    """The form for GPUs: five steps a turn, where the loop does not say how many."""
+    program = []
+
+    def loop(task):
+        task.begin()
+
+        def step(total, slices):
+            grads, loss, out = task.grad(*slices)
+            return add(total, grads), (loss, out)
+
+        def run():
+            return brainstate.transform.scan(step, task.zeros(), (task.x, task.y), unroll=asked)
+        program.append(str(brainstate.transform.make_jaxpr(run)()))
+        return run()
+    compare(loop, 'alif', rule, steps=12, waits=None, settings={'two_phase': True})
+    turns = [set(re.findall(r'\blength=12.*?\bunroll=(\d+)', text, re.S)) for text in program]
+    assert turns == [{str(asked)}, {str(turn)}]
 
 
 @some('net, rule, vmap', (('lif', 'gru', 'sparse', 'lora', 'embedding', 'bypass'),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from traceops.host.deferred import Deferred
-from traceops.host.plan import at_once, why_short
+from traceops.host.plan import form_of_loops, why_short
 from traceops.host.relations import event_weights
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.window.deferral import Analysis, Learner, owners_in
@@ -259,17 +259,19 @@ class _DeferredLoop:
         constants = self._constants(consts, init)
         if self.reverse:
             xs = [jnp.flip(a, 0) for a in xs]
+        forms = [form_of_loops(one.settings) for one in self.learners]
         panels = {}
-        if not any(at_once(one.settings) for one in self.learners):
+        if all(form['panels'] for form in forms):
             panels = self.kept.panels(lambda v: self.kept.constant(v, dict(constants)))
         self.panelled = len(panels)
+        unroll = max(form['unroll'] for form in forms) if self.unroll == 1 else self.unroll
 
         def window(full: Any, xs_w: Any, count: int) -> Any:
             live, sums, carries = full
             inners = [one.inner(c) for one, c in zip(self.learners, carries, strict=True)]
             (live, _inners), (ys, records) = self.original(
                 lambda c, x: self._step(constants, c, x, panels), (live, inners), xs_w,
-                length=count, unroll=self.unroll)
+                length=count, unroll=unroll)
             solved, after = {}, []
             known = dict(constants)
 
