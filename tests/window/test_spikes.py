@@ -36,12 +36,15 @@ MADE = {
     'comparison': lambda v: (v > 1).astype(jnp.float32), 'own': compared,
     'in a call': lambda v: jax.jit(lambda v: surrogate(v) * 2.)(v),
     'through a call': lambda v: jax.jit(lambda v: v)(surrogate(v)),
+    'chosen': own, 'chosen, scaled': lambda v: jnp.where(v > 1, 0., -2.) * 3.,
+    'chosen arrays': lambda v: jnp.where(v > 0, jnp.ones_like(v), jnp.zeros_like(v)),
 }
 NOT_MADE = {
     'value': lambda v: v, 'squashed': jnp.tanh, 'summed': lambda v: surrogate(v) + v,
     'filtered': lambda v: jnp.cumsum(surrogate(v)), 'denominator': lambda v: v / surrogate(v),
     'constant': lambda v: jnp.ones(3), 'in a call': lambda v: jax.jit(jnp.tanh)(v),
-    'chosen': own,
+    'chosen from no zero': lambda v: jnp.where(v > 0, 1., -1.),
+    'chosen values': lambda v: jnp.where(v > 0, v, 0.), 'choosing': lambda v: jnp.where(v, 3., 2.),
 }
 
 
