@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call leaves for the next one, good or refused, in each way to drive a learner."""
 
+import contextlib
 import re
 import traceback
 import warnings
@@ -118,6 +119,37 @@ def test_what_upstream_serves_is_upstreams_to_the_last_bit(rule, options, reason
     jax.tree.map(np.testing.assert_array_equal, *found.values())
     rows = traceops.explain(learner).rows
     assert rows and all(r.engine == 'upstream' and reason in r.reason for r in rows)
+
+
+def test_a_bootstrapped_signal_is_upstreams_to_the_last_bit():
+    """DNI: chunks of two steps, after each of which an estimate of the future is injected."""
+    found, plain = [], []
+    for installed in (contextlib.nullcontext(), traceops.enabled()):
+        with installed:
+            brainstate.random.seed(0)
+            model, x = NETS['vanilla'].make(), NETS['vanilla'].inputs(6, BATCH)
+            brainstate.nn.init_all_states(model, batch_size=BATCH)
+            learner = braintrace.DNI(model)
+            learner.compile_graph(braintrace.MultiStepData(x[:2]))
+        learner.init_etrace_state()
+        estimate = braintrace.SyntheticGradient(learner.group_signal_shapes())
+        learner.attach_synthesizer(estimate)
+        run = Run(learner, model, x, jnp.ones((6, BATCH, 2)))
+        run.loss = lambda x, y, learner=learner: (
+            (learner(braintrace.MultiStepData(x)) - y) ** 2).mean((1, 2))
+        before = {k: st.value for k, st in model.states().items()}
+        plain.append(run.grad(chunk_size=2)[0])
+        for k, st in model.states().items():
+            st.value = before[k]
+        for st in estimate.states(brainstate.ParamState).values():
+            st.value = jax.tree.map(lambda a: a + .1, st.value)
+        found.append((run.grad(chunk_size=2), run.states()))
+    jax.tree.map(np.testing.assert_array_equal, *plain)
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (plain[1], found[1][0][0])),
+                                              strict=True))
+    (row,) = traceops.explain(learner).rows
+    assert row.engine == 'upstream' and 'several steps at once' in row.reason
 
 
 @pytest.mark.parametrize('name, engine', [('chunks of two', 'per-step'), ('one', 'window')])
