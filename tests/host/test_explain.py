@@ -87,7 +87,7 @@ def test_a_wrapper_made_outside_and_a_call_that_could_not_be_counted():
     outside = braintrace.ETraceVmap(run.inner, vmap_states='new')
     row = traceops.explain(outside).rows[0]
     assert row.engine == 'per-step' and 'traceops.compile(..., vmap=True)' in row.reason
-    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 3)
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
     run.learner.etrace_grad(run.x, step_fn=lambda x: (run.learner(x) + run.learner(x)).sum())
     row = traceops.explain(run.learner).rows[0]
     assert row.engine == 'per-step' and 'calls the learner 2 times' in row.reason

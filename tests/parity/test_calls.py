@@ -294,15 +294,25 @@ def test_memory_does_not_grow_with_the_sequence(rule):
 
 @pytest.mark.cpu('a short sequence takes the window on a GPU')
 class TestWhereUpstreamIsAsFast:
-    """ES-D-RTRL over few steps on a CPU: upstream's step, and it says so."""
+    """Few steps of a small net on a CPU: upstream's step, and it says so."""
 
-    def test_a_short_sequence_takes_upstreams_way(self, float64):
-        upstream, ours = start(braintrace.compile, LIF, 'es', 7), \
-            start(traceops.compile, LIF, 'es', 7)
-        want, got = both(upstream, ours, lambda run: run.grad())
-        assert_close(want, got, 0., nonzero=True)
+    @pytest.mark.parametrize('net, rule, steps', [
+        ('lif', 'es', 7), ('alif', 'es', 3), ('lif', 'd_rtrl', 2), ('gru', 'd_rtrl', 3)])
+    def test_a_short_sequence_takes_upstreams_way(self, float64, net, rule, steps):
+        upstream, ours = (start(compiler, NETS[net], rule, steps)
+                          for compiler in (braintrace.compile, traceops.compile))
+        for _ in range(2):
+            want, got = both(upstream, ours, lambda run: run.grad())
+            assert_close(want, got, 0., nonzero=True)
         row = traceops.explain(ours.learner).rows[0]
-        assert row.engine == 'per-step' and 'a sequence of 7 steps' in row.reason
+        assert row.engine == 'per-step' and f'a sequence of {steps} steps' in row.reason
+
+    @pytest.mark.parametrize('steps', [2, 3])
+    def test_of_a_larger_trace_every_step_counts(self, steps, monkeypatch):
+        monkeypatch.setattr(plan, 'SMALL_TRACE', {2: 64, 3: 64})
+        ours = start(traceops.compile, LIF, 'd_rtrl', steps)
+        ours.grad()
+        assert {r.engine for r in traceops.explain(ours.learner).rows} == {'window'}
 
     @pytest.mark.parametrize('steps, reason', [(1, 'a sequence of 1 steps'), (2, '')])
     def test_of_a_larger_net_only_one_step(self, steps, reason, monkeypatch):
@@ -312,11 +322,14 @@ class TestWhereUpstreamIsAsFast:
         row = traceops.explain(ours.learner).rows[0]
         assert row.engine == ('per-step' if reason else 'window') and reason in row.reason
 
-    @pytest.mark.parametrize('settings, steps, vmap', [
-        ({'window': 3}, 7, False), ({'two_phase': True}, 7, False), ({}, 7, True),
-        ({}, 8, False)])
-    def test_not_where_the_window_is_asked_for_or_faster(self, settings, steps, vmap):
+    @pytest.mark.parametrize('settings, steps, vmap, net, rule', [
+        ({'window': 3}, 7, False, 'lif', 'es'), ({'two_phase': True}, 7, False, 'lif', 'es'),
+        ({}, 7, True, 'lif', 'es'), ({}, 8, False, 'lif', 'es'), ({}, 4, False, 'alif', 'es'),
+        ({'window': 2}, 2, False, 'lif', 'd_rtrl'), ({}, 2, True, 'lif', 'd_rtrl'),
+        ({'two_phase': True}, 2, False, 'lif', 'd_rtrl'), ({}, 4, False, 'lif', 'd_rtrl'),
+        ({'carry_trace': False}, 2, False, 'lif', 'd_rtrl'), ({}, 2, False, 'alif', 'd_rtrl')])
+    def test_not_where_the_window_is_asked_for_or_faster(self, settings, steps, vmap, net, rule):
         with traceops.configured(**settings):
-            ours = start(traceops.compile, LIF, 'es', steps, vmap)
+            ours = start(traceops.compile, NETS[net], rule, steps, vmap)
         ours.grad()
         assert {r.engine for r in traceops.explain(ours.learner).rows} == {'window'}

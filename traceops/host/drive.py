@@ -16,7 +16,7 @@ import saiunit as u
 
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import at_once, form_of_loops, why_short
+from traceops.host.plan import at_once, form_of_loops, why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -263,9 +263,11 @@ def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     """Why upstream's step is the faster way, if it is."""
     if rule.factorised:
         return why_short(learner, rule.lanes, length)
-    if length == 1 and learner._carries_trace and rule.initial():
+    if not learner._carries_trace:
+        return None
+    if length == 1 and rule.initial():
         return "a sequence of one step: upstream's fused update passes over the trace once"
-    return None
+    return why_small(learner, rule.lanes, length)
 
 
 def _count_reason(count: int | None) -> str:

@@ -12,11 +12,17 @@ import jax
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['SHORT', 'SMALL', 'TURN', 'Plan', 'at_once', 'form_of_loops', 'make_plan', 'why_short']
+__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'TURN', 'Plan', 'at_once',
+           'form_of_loops', 'make_plan', 'why_short', 'why_small']
 
-#: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets, and bytes
-#: of weights above which it is for two steps; for one it never is. Measured with one layer of LIF.
-SHORT, SMALL = 8, 2 ** 16
+#: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
+#: state a position, and of more), and bytes of weights above which it is for two steps; for one it
+#: never is. Measured with one layer of LIF, ALIF and LSTM.
+SHORT, SHORT_OF_MORE, SMALL = 8, 4, 2 ** 16
+
+#: Bytes of a D-RTRL trace, one state a position, up to which so many steps are as fast on a CPU as
+#: upstream takes them. Measured with one layer of LIF and GRU; of ALIF the window always is faster.
+SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
 
 #: Steps in a turn of a loop over time where launches are what costs. Of a net of LIF neurons
 #: `traceops programs` counts 491 kernels at 1, 262 at 5, 227 at 10 (for 50 steps).
@@ -63,16 +69,39 @@ def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
     """Why upstream's ES-D-RTRL is as fast for so few steps, if it is.
 
     What a window costs beside its steps is then as much as it saves; not with lanes (on jax 0.10
-    upstream's step is 3.5 times as dear) or more than one state a position.
+    upstream's step is 3.5 times as dear).
     """
-    settings = learner.traceops_settings
-    if (steps >= SHORT or (steps > 1 and weight_bytes(learner) > SMALL)
-            or lanes or not isinstance(learner, upstream.IODimVjpAlgorithm)
-            or settings.window is not None or at_once(settings)
-            or any(g.num_state > 1 for g in learner.graph.hidden_groups)):
+    short = SHORT if _one_state(learner) else min(SHORT, SHORT_OF_MORE)
+    if (steps >= short or (steps > 1 and weight_bytes(learner) > SMALL)
+            or not isinstance(learner, upstream.IODimVjpAlgorithm)
+            or _window_is_better(learner, lanes)):
         return None
     return (f"a sequence of {steps} steps: upstream's step is as fast for one, and for less than "
-            f'{SHORT} of a small net; traceops.configure(window=...) asks for the window')
+            f'{short} of a small net; {_ASKING}')
+
+
+def why_small(learner: Any, lanes: bool, steps: int) -> str | None:
+    """Why upstream's D-RTRL is as fast for so few steps with so small a trace, if it is."""
+    size = sum(leaf.nbytes for st in learner.etrace_bwg.values()
+               for leaf in jax.tree.leaves(st.value))
+    if (size > SMALL_TRACE.get(steps, 0) or not _one_state(learner)
+            or _window_is_better(learner, lanes)):
+        return None
+    return (f"a sequence of {steps} steps and a trace of {size / 2 ** 10:.0f} KiB: upstream's step "
+            f'is as fast; {_ASKING}')
+
+
+_ASKING = 'traceops.configure(window=...) asks for the window'
+
+
+def _window_is_better(learner: Any, lanes: bool) -> bool:
+    """However short: it was asked for, or upstream's step is dear."""
+    settings = learner.traceops_settings
+    return lanes or settings.window is not None or at_once(settings)
+
+
+def _one_state(learner: Any) -> bool:
+    return all(g.num_state == 1 for g in learner.graph.hidden_groups)
 
 
 def _rule_reason(learner: Any) -> str | None:
