@@ -154,17 +154,15 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
     Each has a net of its own, made from the same seed and compiled beforehand; its states
     (and its trace, where one is carried) go on from call to call, as in a training loop.
     """
-    makers: dict[str, Callable[[Training], Callable[..., Any]]] = {}
-    if case.upstream_fits:
-        makers = {'upstream': lambda t: online(t, braintrace.compile),
-                  'traceops': lambda t: online(t, traceops.compile)}
-    if case.rule == 'D_RTRL':
-        makers['free'] = lambda t: online(t, traceops.compile, carry_trace=False)
-    if case.upstream_fits:
-        makers['bptt'] = _bptt
-    makers['forward'] = _forward
-    return {name: make(of_case(case)) for name, make in makers.items()
-            if names is None or name in names}
+    fits = case.upstream_fits
+    makers: dict[str, tuple[bool, Callable[[Training], Callable[..., Any]]]] = {
+        'upstream': (fits, lambda t: online(t, braintrace.compile)),
+        'traceops': (fits, lambda t: online(t, traceops.compile)),
+        'free': (case.rule == 'D_RTRL',
+                 lambda t: online(t, traceops.compile, carry_trace=False)),
+        'bptt': (fits, _bptt), 'forward': (True, _forward)}
+    return {name: make(of_case(case)) for name, (runs, make) in makers.items()
+            if runs and (names is None or name in names)}
 
 
 def _forward(train: Training) -> Callable[..., Any]:

@@ -94,11 +94,10 @@ def forget_programs():
 
 
 def pytest_collection_modifyitems(items):
-    there_is_one = any(d.platform == 'gpu' for d in jax.devices())
+    """What is for the other platform is skipped; what is for a CPU says why, each in its mark."""
+    other = 'cpu' if any(d.platform == 'gpu' for d in jax.devices()) else 'gpu'
     for item in items:
-        if not there_is_one and item.get_closest_marker('gpu'):
-            item.add_marker(pytest.mark.skip(
-                reason='no GPU that jax sees: these tests run a kernel on one'))
-        only = item.get_closest_marker('cpu')
-        if there_is_one and only:
-            item.add_marker(pytest.mark.skip(reason=only.args[0]))
+        mark = item.get_closest_marker(other)
+        if mark:
+            reason, = mark.args or ('no GPU that jax sees: these tests run a kernel on one',)
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -307,6 +307,12 @@ class TestWhereUpstreamIsAsFast:
         row = traceops.explain(ours.learner).rows[0]
         assert row.engine == 'per-step' and f'a sequence of {steps} steps' in row.reason
 
+    def test_no_trace_is_none_that_is_small(self):
+        """However many steps."""
+        ours = start(traceops.compile, LIF, 'd_rtrl', 5)
+        ours.inner.etrace_bwg = {}
+        assert plan.why_small(ours.inner, False, 5) is None
+
     @pytest.mark.parametrize('steps', [2, 3])
     def test_of_a_larger_trace_every_step_counts(self, steps, monkeypatch):
         monkeypatch.setattr(plan, 'SMALL_TRACE', {2: 64, 3: 64})

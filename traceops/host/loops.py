@@ -264,7 +264,9 @@ class _DeferredLoop:
         if all(form['panels'] for form in forms):
             panels = self.kept.panels(lambda v: self.kept.constant(v, dict(constants)))
         self.panelled = len(panels)
-        unroll = max(form['unroll'] for form in forms) if self.unroll == 1 else self.unroll
+        unroll = self.unroll
+        if unroll == 1 and not isinstance(unroll, bool):        # True is to unroll all
+            unroll = max(form['unroll'] for form in forms)
 
         def window(full: Any, xs_w: Any, count: int) -> Any:
             live, sums, carries = full
