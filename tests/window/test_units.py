@@ -120,7 +120,7 @@ def test_questions_asked_of_a_jaxpr():
     def fn(a, b):
         return jnp.zeros((2,)), jax.jit(lambda v: v + 1)(a), a * b, jnp.where(a > 0, a, 0.)
     closed = jax.make_jaxpr(fn)(1., 2.)
-    assert [is_zero(closed, i) for i in range(4)] == [True, False, False, False]
+    assert [is_zero(closed, v) for v in closed.jaxpr.outvars] == [True, False, False, False]
     assert [depends_on(closed, i, (1,)) for i in range(4)] == [False, False, True, False]
     assert value_if_constant(closed, 1, {0: 3.}) == 4.
     assert value_if_constant(closed, 2, {0: 3.}) is None

@@ -16,6 +16,7 @@ from traceops.host.relations import stack_states
 from traceops.host.rules import make_rule
 from traceops.window.deferral import Learner, Product
 from traceops.window.flat import Value, read
+from traceops.window.multiples import Multiple
 from traceops.window.step import GRADIENT
 
 __all__ = ['Deferred']
@@ -116,11 +117,16 @@ class Deferred:
         for product, folded in zip(self.products, inner, strict=True):
             parts = product.node.params['step'].split(product.node.inputs)
             index = read(env, parts['index'][0])
-            digested = factors
+            signals = self._signals(product, parts, env)
+            record = {**factors, **signals}
             if not self.rule.backward:
-                folded, digested = self.rule.digest(folded, factors)
+                if not self.bypass:     # at hand: paired in the loop, and not recorded
+                    record['signal'] = [Multiple(s, None) for s in signals['signal']]
+                    signals = {'signal': [Multiple((), None) for _ in signals['signal']]}
+                folded, digested = self.rule.digest(folded, record)
+                record = {**digested, **signals}
             new.append(folded)
-            records.append(({**digested, **self._signals(product, parts, env)}, index))
+            records.append((record, index))
         return new, records
 
     def _factors(self, env: dict[Value, Any]) -> Any:

@@ -21,6 +21,7 @@ from traceops.kernels.es_trace_window.reference import (
 )
 from traceops.kernels.layout import steps_of
 from traceops.ops import es_trace_window
+from traceops.window.multiples import Multiple
 
 __all__ = ['FactorisedRule']
 
@@ -55,12 +56,16 @@ class FactorisedRule(Rule):
 
     def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """The factor and the input of one step, filtered where it can be."""
-        new = {key: es_trace_step(record['D'][g], record['f'][key], inner['f'][key],
-                                  self.learner.decay_f)
-               for view in self.views for g in view.groups for key in [view.factor_key(g)]}
+        new, factor = {}, {}
+        for view in self.views:
+            for g in view.groups:
+                key, signal = view.factor_key(g), record['signal'][g]
+                new[key] = es_trace_step(record['D'][g], record['f'][key], inner['f'][key],
+                                         self.learner.decay_f)
+                factor[key] = signal.paired(new[key]) if isinstance(signal, Multiple) else new[key]
         low_pass = {k: (self.learner.decay_x * a + record['x'][k]).astype(a.dtype)
                     for k, a in inner['x'].items()}
-        return {'f': new, 'x': low_pass}, {'x': {**record['x'], **low_pass}, 'factor': new}
+        return {'f': new, 'x': low_pass}, {'x': {**record['x'], **low_pass}, 'factor': factor}
 
     def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
@@ -126,7 +131,9 @@ class FactorisedRule(Rule):
         correction = self._correction(index + jnp.arange(steps))
         plain, before = 0., None
         for g, key in keys:
-            signal = record['signal'][g]
+            signal, factor = record['signal'][g], record['factor'][key]
+            if isinstance(signal, Multiple):
+                signal, factor = (signal.like(factor),), (factor,)
             if self.bypass:         # a signal on h_{t-1} pairs with the factors of step t-1
                 bypass = whole(record['bypass'][g], steps)
                 signal = tuple(a + following(b) for a, b in zip(signal, bypass, strict=True))
@@ -134,7 +141,7 @@ class FactorisedRule(Rule):
                     first = instant_gradient(tuple(b[0] for b in bypass), carry['f'][key],
                                              self._correction(index - 1))
                     before = first if before is None else before + first
-            plain = plain + instant_gradient(signal, record['factor'][key], correction)
+            plain = plain + instant_gradient(signal, factor, correction)
         if not view.has_input or view.x_key in self._filtered_while_simulating:
             return plain, None, before
         return plain, output_filter(plain, self.learner.decay_x), before

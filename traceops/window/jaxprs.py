@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['CALLS', 'backward_slice', 'depends_on', 'inlined', 'is_zero', 'narrowed', 'part',
-           'reached', 'value_if_constant']
+__all__ = ['CALLS', 'backward_slice', 'depends_on', 'extended', 'inlined', 'is_zero', 'narrowed',
+           'part', 'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
@@ -163,6 +163,24 @@ def _rebuilt(jaxpr: Jaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: 
                  list(outvars), list(eqns), jaxpr.effects, debug)
 
 
+def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
+             function: Callable[..., list[Any]]) -> ClosedJaxpr:
+    """The program with more outputs: variables, then what a function makes of variables."""
+    jaxpr = closed.jaxpr
+    added = jax.make_jaxpr(function)(
+        *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in reads))
+    names = dict(zip(added.jaxpr.invars, reads, strict=True))
+
+    def ours(variables: Iterable[Any]) -> list[Any]:
+        return [v if isinstance(v, Literal) else names.get(v, v) for v in variables]
+
+    eqns = [e.replace(invars=ours(e.invars)) for e in added.jaxpr.eqns]
+    return ClosedJaxpr(
+        _rebuilt(jaxpr, jaxpr.invars, [*jaxpr.outvars, *more, *ours(added.jaxpr.outvars)],
+                 [*jaxpr.eqns, *eqns], [*jaxpr.constvars, *added.jaxpr.constvars]),
+        [*closed.consts, *added.consts])
+
+
 def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:
     """The variables that equations, in order, make of ``sources``, and those."""
     found = set(sources)
@@ -181,10 +199,9 @@ def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:
     return any(closed.jaxpr.invars[i] in needed for i in invars)
 
 
-def is_zero(closed: ClosedJaxpr, output: int) -> bool:
-    """Whether an output is, by construction, an array of zeros (a gradient nobody produced)."""
+def is_zero(closed: ClosedJaxpr, var: Any) -> bool:
+    """Whether a value is, by construction, an array of zeros (a gradient nobody produced)."""
     producers = {v: eqn for eqn in closed.jaxpr.eqns for v in eqn.outvars}
-    var = closed.jaxpr.outvars[output]
     while not isinstance(var, Literal):
         eqn = producers.get(var)
         if eqn is None or eqn.primitive.name not in ('broadcast_in_dim', 'convert_element_type'):

@@ -25,7 +25,7 @@ from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.replay import Replay, Settled
 from traceops.window.strata import strata_of
 
-__all__ = ['Phases', 'split_step']
+__all__ = ['Phases', 'is_dear', 'split_step']
 
 #: Computed again rather than kept: one pass over their operands, fused with what reads them.
 _CHEAP = frozenset('''
@@ -262,10 +262,10 @@ class Phases:
         That is what is dear in them, and what that is made of: an operand of a product is an
         array anyway.
         """
-        dear = {v for e in self.replayed if _is_dear(e) for v in e.outvars}
+        dear = {v for e in self.replayed if is_dear(e) for v in e.outvars}
         stop = dear | set(given)
         made, _ = backward_slice(self.closed.jaxpr, later, given=set(given))
-        stop |= {v for e in made if _is_dear(e) for v in e.invars if not isinstance(v, Literal)}
+        stop |= {v for e in made if is_dear(e) for v in e.invars if not isinstance(v, Literal)}
         eqns, needed = backward_slice(self.closed.jaxpr, later, given=stop)
         produced = (v for e in self.replayed for v in e.outvars)
         return [v for v in produced if v in stop and v in needed and v not in given], eqns, needed
@@ -363,13 +363,13 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         [jaxpr.outvars[i] for i in a] for a in (carried, prompt, (*stacked, *summed)))
     now += [v for e in backward_slice(jaxpr, [*leave, *later])[0] if _is_random(e)
             for v in e.outvars]
-    strata = strata_of(jaxpr, leave, enter, now, _is_dear, [jaxpr.invars[i] for i in varying])
+    strata = strata_of(jaxpr, leave, enter, now, is_dear, [jaxpr.invars[i] for i in varying])
     apart = {i for stratum in strata for i in stratum}
     core = [(o, v) for i, (o, v) in enumerate(zip(leave, enter, strict=True)) if i not in apart]
     outvars = [*later, *(leave[i] for i in apart)]
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
-    dear = {v for e in simulation if _is_dear(e) for v in e.outvars if v in varies}
+    dear = {v for e in simulation if is_dear(e) for v in e.outvars if v in varies}
     passes = {o: v for o, v in core if o in varies}
     replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
     entered = {v_in: v_out for v_out, v_in in passes.items() if v_in in needed}
@@ -382,7 +382,7 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
                   entered, tuple(strata), panelled, tuple(simulation), tuple(replayed), unroll)
 
 
-def _is_dear(eqn: Any) -> bool:
+def is_dear(eqn: Any) -> bool:
     """Whether it is rather kept than computed twice."""
     name, reads, makes = eqn.primitive.name, eqn.invars, eqn.outvars
     return name not in _CHEAP and not (

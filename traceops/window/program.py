@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
-from traceops.window.phases import Phases, split_step
+from traceops.window.multiples import Multiple, multiples
+from traceops.window.phases import Phases, is_dear, split_step
 from traceops.window.replay import Settled
 
 __all__ = ['Fold', 'StepProgram', 'trace_step']
@@ -243,20 +244,26 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
         range(len(closed.jaxpr.outvars)))
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(out.pop('sum'))
-    summed = tuple(i for i, p in enumerate(sums) if not is_zero(closed, p))
+    summed = tuple(i for i, p in enumerate(sums) if not is_zero(closed, closed.jaxpr.outvars[p]))
     of_tape = [_position(t, states) for t in tape]
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
-    signals = jax.tree.leaves(positions['record'])
+    carried_out = [p for i in carried for p in jax.tree.leaves(new_positions[i])]
+    prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
+    if prompt and set(positions['record']) == {'signal'}:
+        closed, positions['record']['signal'] = multiples(
+            closed, positions['record']['signal'], [*prompt, *carried_out], is_dear)
+        prompt += [p for m in positions['record']['signal'] if isinstance(m, Multiple)
+                   for p in m.scales]
+    signals = [p for p in jax.tree.leaves(positions['record']) if p not in prompt]
     taped = jax.tree.leaves(positions['tape'])
     places, out_tree = jax.tree.flatten(positions)
-    prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
 
     n_slices = len(jax.tree.leaves(slices))
     leaves = _places(states, n_slices)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
     phases = split_step(
-        closed, varying, carried=[p for i in carried for p in jax.tree.leaves(new_positions[i])],
+        closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
         prompt=prompt, panels=panels, unroll=unroll)
     counter_at = _position(counter, states)

@@ -1,0 +1,178 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Learning signals that are multiples of one array.
+
+What reaches the states of a spiking neuron passes through its spike: the signals on its potential
+and on its threshold are one array (a product with the weights of the next layer) times factors
+that are known in the loop over time. What they are to be paired with is then one array for all
+states, had in that loop: neither the states nor the trace of each has to be recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal
+
+from traceops.window.jaxprs import backward_slice, extended, is_zero, part, reached
+
+__all__ = ['Multiple', 'multiples']
+
+#: Results that have the elements of their only operand, in order, where they have as many.
+_SAME = frozenset(
+    'broadcast_in_dim convert_element_type copy expand_dims neg reshape squeeze'.split())
+_SUMS = frozenset('add add_any sub'.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiple:
+    """Signals ``scale * of``, one for each of the ``scales``, which a forward fold sees.
+
+    ``scales`` have the shape of the signals; ``of`` has as many elements, in the same order, or
+    is ``None``: one.
+    """
+
+    scales: Any
+    of: Any
+
+    def paired(self, states: Sequence[Any]) -> Any:
+        """Of one step: what times ``of`` is the sum of signal times state, over all states."""
+        return sum(scale * state for scale, state in zip(self.scales, states, strict=True))
+
+    def like(self, paired: Any) -> Any:
+        """``of`` of all steps, to be multiplied with what was :meth:`paired`, ``[T, ...]``."""
+        return jnp.ones((), paired.dtype) if self.of is None else self.of.astype(
+            paired.dtype).reshape(-1, *paired.shape[1:])
+
+
+jax.tree_util.register_dataclass(Multiple, ['scales', 'of'], [])
+
+
+def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iterable[int],
+              is_dear: Callable[[Any], bool]) -> tuple[ClosedJaxpr, list[Any]]:
+    """The factors of signals as outputs of the step.
+
+    Parameters
+    ----------
+    closed : ClosedJaxpr
+        A step.
+    signals : sequence of sequence of int
+        Outputs, group by group.
+    ahead : iterable of int
+        Outputs that do not wait for the replay.
+    is_dear : callable
+        Whether an equation is.
+
+    Returns
+    -------
+    closed : ClosedJaxpr
+        The step with more outputs.
+    places : list
+        Of each group: a :class:`Multiple` of positions of outputs, or the group as it was.
+    """
+    jaxpr = closed.jaxpr
+    before, _ = backward_slice(jaxpr, [jaxpr.outvars[i] for i in ahead], effects=True)
+    known = {v for e in before for v in e.outvars}
+    ways = _Ways(closed, reached(jaxpr.eqns, [
+        v for e in jaxpr.eqns if is_dear(e) for v in e.outvars if v not in known]))
+    places: list[Any] = []
+    for group in signals:
+        wanted = [jaxpr.outvars[i] for i in group]
+        of, reads = ways.common(wanted)
+        if of is None:
+            places.append(group)
+            continue
+        first = len(closed.jaxpr.outvars)
+        places.append(Multiple([first + 1 + i for i in range(len(group))], first))
+        closed = extended(closed, [of], reads, functools.partial(ways.scales, wanted, of, reads))
+    return closed, places
+
+
+class _Ways:
+    """How signals came from what is had ``late``, in the replay."""
+
+    def __init__(self, closed: ClosedJaxpr, late: set[Any]) -> None:
+        self.closed, self.late = closed, late
+        self.producers = {v: e for e in closed.jaxpr.eqns for v in e.outvars}
+
+    def common(self, wanted: Sequence[Any]) -> tuple[Any, list[Any]]:
+        """The one variable of which all are multiples, and what else is read on the way."""
+        found, reads, todo, way = set(), [], list(wanted), set()
+        while todo:
+            v = self._whole(todo.pop())
+            if self._is_late(v) and self._is_multiple(self.producers[v]):
+                way.add(v)
+                todo += [w for w in self.producers[v].invars if self._is_late(w)]
+                reads += [w for w in self.producers[v].invars if not (
+                    isinstance(w, Literal) or self._is_late(w))]
+            elif self._is_late(v):
+                found.add(v)
+            elif not is_zero(self.closed, v):
+                return None, []
+        return (found.pop(), list(dict.fromkeys(reads))) if way and len(found) == 1 else (None, [])
+
+    def scales(self, wanted: Sequence[Any], of: Any, reads: Sequence[Any],
+               *values: Any) -> list[Any]:
+        """Of each variable, what multiplies ``of``."""
+        env = {**dict(zip(reads, values, strict=True)),
+               of: jnp.ones(of.aval.shape, of.aval.dtype)}
+
+        def value(v: Any) -> Any:
+            if isinstance(v, Literal):
+                return v.val
+            if v not in env:
+                whole = self._whole(v)
+                env[v] = value(whole) if whole is not v else self._made(v, value)
+            return env[v]
+
+        return [value(v) for v in wanted]
+
+    def _made(self, var: Any, value: Callable[[Any], Any]) -> Any:
+        if not self._is_late(var):
+            return jnp.zeros(var.aval.shape, var.aval.dtype)
+        eqn = self.producers[var]
+        read = list({v: None for v in eqn.invars if not isinstance(v, Literal)})
+        return part(self.closed, read, eqn.outvars, [eqn])(*map(value, read))[0]
+
+    def _is_late(self, var: Any) -> bool:
+        return not isinstance(var, Literal) and var in self.late
+
+    def _whole(self, var: Any) -> Any:
+        """What was joined with others and is cut out again."""
+        cut = None if isinstance(var, Literal) else self.producers.get(var)
+        if cut is None or cut.primitive.name != 'slice' or cut.params['strides'] is not None:
+            return var
+        joined = self.producers.get(cut.invars[0])
+        if joined is None or joined.primitive.name != 'concatenate':
+            return var
+        start, axis = 0, joined.params['dimension']
+        for v in joined.invars:
+            if start == cut.params['start_indices'][axis] and v.aval.shape == var.aval.shape:
+                return v
+            start += v.aval.shape[axis]
+        return var
+
+    def _is_multiple(self, eqn: Any) -> bool:
+        """Whether each element of a result is a multiple of that of what came late."""
+        name, operands, (out, *_) = eqn.primitive.name, eqn.invars, eqn.outvars
+        late = [v for v in operands if self._is_late(v)]
+        if any(_shape(v) != _shape(out) for v in late):
+            return False
+        if name in _SAME:
+            return bool(jnp.issubdtype(out.aval.dtype, jnp.inexact))
+        if name in ('mul', 'div'):
+            return len(late) == 1 and (name == 'mul' or late[0] is operands[0])
+        if name == 'select_n' and not self._is_late(operands[0]):
+            operands = operands[1:]
+        elif name not in _SUMS:
+            return False
+        return all(self._is_late(v) or is_zero(self.closed, v) for v in operands)
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(n for n in var.aval.shape if n != 1)
