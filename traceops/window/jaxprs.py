@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
@@ -33,17 +34,22 @@ def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
 
 
 def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program without nested calls (for one that is not differentiated any more)."""
-    return jax.make_jaxpr(lambda *inputs: _without_calls(closed.jaxpr, closed.consts, inputs))(
+    """The same program without nested calls (for one that is not differentiated any more).
+
+    What has one value everywhere, by construction, is computed as a scalar.
+    """
+    return jax.make_jaxpr(lambda *inputs: list(map(
+        _array, _without_calls(closed.jaxpr, closed.consts, inputs))))(
         *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars))
 
 
 def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
-    def call(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
+    def instead(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
         inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
-        return None if inner is None else _without_calls(
-            inner.jaxpr, inner.consts, [read(v) for v in eqn.invars])
-    return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, call)
+        operands = list(map(read, eqn.invars))
+        return _full(eqn, operands) if inner is None else _without_calls(
+            inner.jaxpr, inner.consts, operands)
+    return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, instead)
 
 
 def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns: Iterable[Any],
@@ -59,9 +65,44 @@ def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqn
         if results is None:
             read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
             alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
-            results = jax.core.eval_jaxpr(alone, (), *map(read, read_by))
+            results = jax.core.eval_jaxpr(alone, (), *(_array(read(v)) for v in read_by))
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+#: Elementwise, and the same for a scalar.
+_ELEMENTWISE = frozenset('''
+    abs add add_any convert_element_type copy cos div exp exp2 expm1 exprel integer_pow log log1p
+    logistic max min mul neg pow rsqrt sin sqrt square stop_gradient sub tanh'''.split())
+_RESHAPES = frozenset('broadcast_in_dim expand_dims reshape squeeze stack reduce_sum'.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Full:
+    """An array of one value."""
+
+    value: Any
+    shape: tuple[int, ...]
+
+
+def _array(value: Any) -> Any:
+    return jax.lax.broadcast(value.value, value.shape) if isinstance(value, _Full) else value
+
+
+def _full(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
+    """The result, where it is an array of one value because the operands are."""
+    name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
+    given = [a.value if isinstance(a, _Full) else np.asarray(v.val, v.aval.dtype)
+             for a, v in zip(operands, eqn.invars, strict=True)
+             if isinstance(a, _Full) or isinstance(v, Literal)]
+    if not given or len(given) < len(operands):
+        return None
+    if name == 'broadcast_in_dim' or (
+            name in _RESHAPES and len(given) == 1 and out.size == eqn.invars[0].aval.size):
+        return [_Full(given[0], out.shape)]
+    if name in _ELEMENTWISE and out.shape:
+        return [_Full(eqn.primitive.bind(*given, **eqn.params), out.shape)]
+    return None
 
 
 def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
