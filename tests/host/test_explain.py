@@ -35,7 +35,7 @@ def test_what_is_not_kept_is_saved():
 
 
 @pytest.mark.parametrize('settings, twice', [
-    ({'window': 2}, True), ({'memory_budget': 2048}, True), ({}, False)])
+    ({'window': 2}, True), ({'memory_budget': 1024}, True), ({}, False)])
 def test_windows_that_are_simulated_twice(monkeypatch, settings, twice):
     """Without a trace; where they were asked for, or memory for the states of all steps is not."""
     monkeypatch.setattr(Rule, 'window_budget', 1024)

@@ -106,7 +106,7 @@ def test_the_states_are_the_same(float64, step):
     kept = [jnp.stack(a) for a in zip(*kept, strict=True)]
     settled = phases.settle(weights, [x], kept, [h, r])
     recorded = [settled.stacks[v] for v in phases.recorded]
-    recalled = phases.replay(weights, phases.recall([x], recorded, [h, r]))
+    recalled = phases.replay(weights, phases.recall(weights, [x], recorded, [h, r]))
     replay = phases.replay(weights, settled)
     want, before = [h, r], []
     for one in x:

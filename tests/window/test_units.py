@@ -102,7 +102,7 @@ def test_a_product_of_which_a_part_is_read_is_the_product_of_that_part():
     def fn(a, W, V):
         now, _ = jnp.split(a @ W, [4], axis=1)                      # split, one half read
         first = jnp.einsum('bi,bij->bj', a, V)[1:, :2]              # a slice, with a batch axis
-        whole = a @ W                                               # read whole: left alone
+        whole = a @ (W + 1.)                                        # read whole: left alone
         return now, first, whole
 
     shapes = (3, 5), (5, 9), (3, 5, 7)
@@ -114,6 +114,27 @@ def test_a_product_of_which_a_part_is_read_is_the_product_of_that_part():
     for want, got in zip(fn(*args), jax.core.eval_jaxpr(
             narrowed(closed).jaxpr, narrowed(closed).consts, *args), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_what_is_inlined_is_computed_once_and_of_one_value_as_a_scalar():
+    table = np.arange(3.)
+
+    def fn(a, key):
+        decay = jnp.exp(-jnp.full((4, 3), 0.1) / jnp.full((4, 3), 2.))[:, :, None].reshape(4, 3)
+        again = jax.jit(jnp.sin)(a * decay) + jnp.sin(a * decay)
+        other = jnp.sin(a * 0.2) + jax.random.normal(key, a.shape)
+        looped = [jax.lax.scan(lambda c, x: (c + x, c * x), 0., t)[1] for t in (table, 2 * table)]
+        return again, other, *looped, jnp.zeros((2,)) + 1.
+
+    args = np.random.RandomState(0).randn(4, 3).astype('f'), jax.random.key(0)
+    flat = inlined(jax.make_jaxpr(fn)(*args))
+    names = [e.primitive.name for e in flat.jaxpr.eqns]
+    assert names.count('sin') == 2 and names.count('scan') == 2
+    assert [e.outvars[0].aval.shape for e in flat.jaxpr.eqns if e.primitive.name == 'exp'] == [()]
+    for want, got in zip(fn(*args), jax.core.eval_jaxpr(flat.jaxpr, flat.consts, *args),
+                         strict=True):
+        assert want.shape == got.shape and want.dtype == got.dtype
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_questions_asked_of_a_jaxpr():

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['CALLS', 'backward_slice', 'depends_on', 'extended', 'inlined', 'is_zero', 'narrowed',
-           'part', 'reached', 'value_if_constant']
+__all__ = ['CALLS', 'backward_slice', 'depends_on', 'extended', 'inlined', 'is_zero', 'named',
+           'narrowed', 'part', 'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
@@ -36,20 +36,53 @@ def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
 def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The same program without nested calls (for one that is not differentiated any more).
 
-    What has one value everywhere, by construction, is computed as a scalar.
+    What has one value everywhere, by construction, is computed as a scalar; and nothing twice.
     """
+    known: dict[Any, Any] = {}
     return jax.make_jaxpr(lambda *inputs: list(map(
-        _array, _without_calls(closed.jaxpr, closed.consts, inputs))))(
+        _array, _without_calls(closed.jaxpr, closed.consts, inputs, known))))(
         *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars))
 
 
-def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any],
+                   known: dict[Any, Any]) -> list[Any]:
     def instead(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
-        inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
         operands = list(map(read, eqn.invars))
-        return _full(eqn, operands) if inner is None else _without_calls(
-            inner.jaxpr, inner.consts, operands)
+        inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
+        if inner is not None:
+            return _without_calls(inner.jaxpr, inner.consts, operands, known)
+        question = _question(eqn, operands)
+        if question not in known:
+            results = _full(eqn, operands)
+            known[question] = _alone(jaxpr, eqn, read) if results is None else results, operands
+        return known[question][0]
+
     return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, instead)
+
+
+def _question(eqn: Any, operands: Sequence[Any]) -> Any:
+    """What an equation asks for: the same of the same operands has the same results."""
+    given = tuple(named(v) if isinstance(v, Literal) else id(a)
+                  for v, a in zip(eqn.invars, operands, strict=True))
+    params = tuple(eqn.params.items())
+    try:
+        hash(params)
+    except TypeError:
+        params = (object(),)            # an array, or what holds one
+    once = eqn.effects or eqn.primitive.name == 'rng_uniform'
+    return eqn.primitive, params, given, object() if once else None
+
+
+def named(literal: Literal) -> Any:
+    """A constant by its value: ``0.1`` and what it is in float32 are one."""
+    return np.asarray(literal.val, literal.aval.dtype).tobytes(), literal.aval.dtype
+
+
+def _alone(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
+    """The results of one equation."""
+    operands = list({v: None for v in eqn.invars if not isinstance(v, Literal)})
+    return jax.core.eval_jaxpr(_rebuilt(jaxpr, operands, eqn.outvars, [eqn], ()), (),
+                               *(_array(read(v)) for v in operands))
 
 
 def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns: Iterable[Any],
@@ -63,9 +96,7 @@ def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqn
     for eqn in eqns:
         results = instead(eqn, read)
         if results is None:
-            read_by = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, Literal)))
-            alone = _rebuilt(jaxpr, read_by, eqn.outvars, [eqn], ())
-            results = jax.core.eval_jaxpr(alone, (), *(_array(read(v)) for v in read_by))
+            results = _alone(jaxpr, eqn, read)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -91,12 +122,12 @@ def _array(value: Any) -> Any:
 
 def _full(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     """The result, where it is an array of one value because the operands are."""
-    name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
     given = [a.value if isinstance(a, _Full) else np.asarray(v.val, v.aval.dtype)
              for a, v in zip(operands, eqn.invars, strict=True)
              if isinstance(a, _Full) or isinstance(v, Literal)]
-    if not given or len(given) < len(operands):
+    if not given or len(given) < len(operands) or len(eqn.outvars) != 1:
         return None
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
     if name == 'broadcast_in_dim' or (
             name in _RESHAPES and len(given) == 1 and out.size == eqn.invars[0].aval.size):
         return [_Full(given[0], out.shape)]

@@ -127,7 +127,8 @@ class _Ways:
                 return v.val
             if v not in env:
                 whole = self._whole(v)
-                env[v] = value(whole) if whole is not v else self._made(v, value)
+                env[v] = self._made(v, value) if whole is v else jnp.reshape(
+                    value(whole), v.aval.shape)
             return env[v]
 
         return [value(v) for v in wanted]
@@ -148,13 +149,14 @@ class _Ways:
         if cut is None or cut.primitive.name != 'slice' or cut.params['strides'] is not None:
             return var
         joined = self.producers.get(cut.invars[0])
-        if joined is None or joined.primitive.name != 'concatenate':
+        if joined is None or joined.primitive.name not in ('concatenate', 'stack'):
             return var
-        start, axis = 0, joined.params['dimension']
+        stacked = joined.primitive.name == 'stack'
+        start, axis = 0, joined.params['axis' if stacked else 'dimension']
         for v in joined.invars:
-            if start == cut.params['start_indices'][axis] and v.aval.shape == var.aval.shape:
+            if start == cut.params['start_indices'][axis] and v.aval.size == var.aval.size:
                 return v
-            start += v.aval.shape[axis]
+            start += 1 if stacked else v.aval.shape[axis]
         return var
 
     def _is_multiple(self, eqn: Any) -> bool:

@@ -12,7 +12,7 @@ other state waits for are replayed too, each group in a loop of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
+from traceops.window.cut import least
 from traceops.window.jaxprs import backward_slice, depends_on, part, reached
 from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.replay import Replay, Settled
@@ -177,20 +178,28 @@ class Phases:
         start = dict(zip(self._entering, first, strict=True))
         settled = Settled(
             dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True)), {}, {})
-        settled.enter(self.entered, start)
+        settled.enter(self.entered, self._first(constant, start))
         totals = _Totals(self)
         for stratum in self.strata:
             settled.last.update(self._settle(stratum, constant, settled, start, totals))
         return settled
 
-    def recall(self, slices: Sequence[Any], recorded: Sequence[Any],
+    def _first(self, constant: Sequence[Any], start: dict[Any, Any]) -> dict[Any, Any]:
+        """What entered the first step, with what is made of it."""
+        made = [v for v in self.entered if v not in start]
+        eqns, _ = backward_slice(self.closed.jaxpr, made)
+        values = part(self.closed, [*self._in(self.constant), *start], made, eqns)(
+            *constant, *start.values())
+        return {**start, **dict(zip(made, values, strict=True))}
+
+    def recall(self, constant: Sequence[Any], slices: Sequence[Any], recorded: Sequence[Any],
                first: Sequence[Any]) -> Settled:
         """The same where the states of the strata were recorded as well."""
         settled = Settled(dict(zip((*self._slices, *self.recorded), (*slices, *recorded),
                                    strict=True)), {}, {})
         of_strata = {self._entering[i]: self._leaving[i] for s in self.strata for i in s}
         settled.enter({**self.entered, **of_strata},
-                      dict(zip(self._entering, first, strict=True)))
+                      self._first(constant, dict(zip(self._entering, first, strict=True))))
         return settled
 
     def replay(self, constant: Sequence[Any], settled: Settled,
@@ -370,16 +379,37 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
     dear = {v for e in simulation if is_dear(e) for v in e.outvars if v in varies}
-    passes = {o: v for o, v in core if o in varies}
-    replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
-    entered = {v_in: v_out for v_out, v_in in passes.items() if v_in in needed}
-    kept = (*(v for _, v in core if v in needed and v not in entered),
-            *(v for e in simulation for v in e.outvars if v in entered.values() or (
-                v in needed and (v in dear or v in passes))))
+    passes = {o: v for o, v in core if not isinstance(o, Literal)
+              and o in varies and o not in enter}
+    slices = {jaxpr.invars[i] for i in varying[:len(varying) - len(carried)]}
+    constant = {*jaxpr.constvars, *jaxpr.invars} - {jaxpr.invars[i] for i in varying}
+    kept, entered = _kept(jaxpr, simulation, outvars, core, passes, dear, constant, slices)
+    replayed, _ = backward_slice(jaxpr, outvars, given={*kept, *entered})
     panelled = tuple(e for e in simulation
                      if panels and in_panels(e, e.invars, varies.__contains__))
-    return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed), kept,
-                  entered, tuple(strata), panelled, tuple(simulation), tuple(replayed), unroll)
+    return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed),
+                  tuple(kept), entered, tuple(strata), panelled, tuple(simulation),
+                  tuple(replayed), unroll)
+
+
+def _kept(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any], core: Sequence[Any],
+          passes: dict[Any, Any], dear: Set[Any], constant: Set[Any],
+          slices: Set[Any]) -> tuple[list[Any], dict[Any, Any]]:
+    """What the loop over time keeps for the replay, and what of it a step before enters."""
+    replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
+    sources = [*(v for _, v in core if v in needed),
+               *(v for e in simulation for v in e.outvars
+                 if v in needed and (v in dear or v in passes))]
+    values = least(replayed, sources, passes, constant | slices, constant,
+                   {v for v in outvars if not isinstance(v, Literal)}, is_dear)
+    _, needed = backward_slice(jaxpr, outvars, given={
+        v for value in values for v in (value.now, value.before)})
+    kept, entered = [], {}
+    for value in values:
+        if value.now is not None and value.before in needed:
+            entered[value.before] = value.now
+        kept.append(value.variable)
+    return kept, entered
 
 
 def is_dear(eqn: Any) -> bool:

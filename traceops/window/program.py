@@ -108,7 +108,7 @@ class StepProgram:
             settled = self.phases.settle(constant, slices, kept, first)
             states = self._after(settled, core, states)
         else:
-            settled = self.phases.recall(slices, recorded, first)
+            settled = self.phases.recall(constant, slices, recorded, first)
         later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
         replay = self.phases.replay(constant, settled, later)
         sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
@@ -250,7 +250,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
     carried_out = [p for i in carried for p in jax.tree.leaves(new_positions[i])]
     prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
-    if prompt and set(positions['record']) == {'signal'}:
+    if prompt and set(positions['record']) == {'signal'}:     # a bypass is of another step
         closed, positions['record']['signal'] = multiples(
             closed, positions['record']['signal'], [*prompt, *carried_out], is_dear)
         prompt += [p for m in positions['record']['signal'] if isinstance(m, Multiple)
