@@ -69,6 +69,7 @@ setup(
         'numpy>=2.0',
         'packaging>=23',
         'rich>=13',
+        'scipy>=1.14',
         'tqdm>=4.60',
     ],
     extras_require={

@@ -4,9 +4,9 @@
 
 *Simulate* computes the states that pass from step to step, and what is wanted promptly. *Replay*
 computes everything else (losses, learning signals, factors, Jacobians) from the inputs of the step
-and from the values that would be dear to compute twice, which simulate keeps. Replay of one step
-needs no other step, so all steps are replayed at once, after the loop over time. States that no
-other state waits for are replayed too, each group in a loop of its own.
+and from what simulate keeps: the least of which no value would be dear to compute twice. Replay of
+one step needs no other step, so all steps are replayed at once, after the loop over time. States
+that no other state waits for are replayed too, each group in a loop of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from traceops.window.jaxprs import backward_slice, depends_on, part, reached
 from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.replay import Replay, Settled
 from traceops.window.strata import strata_of
+from traceops.window.totals import Totals
 
 __all__ = ['Phases', 'is_dear', 'split_step']
 
@@ -39,10 +40,6 @@ _CHEAP = frozenset('''
 
 #: Cheap as well where they reduce nothing: over axes of size one.
 _REDUCTIONS = frozenset('reduce_max reduce_min reduce_prod reduce_sum'.split())
-
-#: Linear in their only operand, axis 0 of which may be summed before or after.
-_LINEAR = frozenset(
-    'broadcast_in_dim convert_element_type copy neg reduce_sum reshape squeeze transpose'.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +56,11 @@ class Phases:
         each step, that are either but are the same at every step, and that are wanted added up
         over steps.
     kept : tuple of variables
-        What replay reads that differs from step to step, slices apart.
+        What replay begins with that differs from step to step, slices apart
+        (see :mod:`traceops.window.cut`).
     entered : dict of variables
-        Carried inputs that replay reads, and the kept outputs that they are a step earlier.
+        Carried inputs that replay reads, and what is made of nothing else: the kept values that
+        they are a step earlier.
     strata : tuple of tuple of int
         Numbers of carried outputs that replay computes as well, group by group, each in a loop of
         its own: no other waits for them (see :mod:`traceops.window.strata`).
@@ -179,7 +178,7 @@ class Phases:
         settled = Settled(
             dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True)), {}, {})
         settled.enter(self.entered, self._first(constant, start))
-        totals = _Totals(self)
+        totals = Totals(self)
         for stratum in self.strata:
             settled.last.update(self._settle(stratum, constant, settled, start, totals))
         return settled
@@ -210,7 +209,7 @@ class Phases:
         rest of them is cheap. A sum over steps of a product (the gradient of a plain weight)
         becomes one product that contracts the steps too: no array of steps x weights appears.
         """
-        totals, stacks = _Totals(self), settled.stacks
+        totals, stacks = Totals(self), settled.stacks
         between, afterwards, needed = self._between(self._out(later), stacks)
         now = self._out(i for i in self.stacked if i not in later)
         wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
@@ -236,7 +235,7 @@ class Phases:
         stacks.update(zip(wanted, made, strict=True))
 
     def _settle(self, stratum: Sequence[int], constant: Sequence[Any], settled: Settled,
-                first: dict[Any, Any], totals: _Totals) -> dict[int, Any]:
+                first: dict[Any, Any], totals: Totals) -> dict[int, Any]:
         """Add stacks of the states of a stratum, before and after each step; the last of each."""
         stacks = settled.stacks
         enter, leave = ([a[i] for i in stratum] for a in (self._entering, self._leaving))
@@ -278,72 +277,6 @@ class Phases:
         eqns, needed = backward_slice(self.closed.jaxpr, later, given=stop)
         produced = (v for e in self.replayed for v in e.outvars)
         return [v for v in produced if v in stop and v in needed and v not in given], eqns, needed
-
-
-class _Totals:
-    """Sums over steps, taken as early as linearity allows.
-
-    Attributes
-    ----------
-    needed, fixed : list of variables
-        Those whose stacks are needed, and those the same at every step.
-    """
-
-    def __init__(self, phases: Phases) -> None:
-        self.producer = {v: e for e in phases.replayed for v in e.outvars}
-        self.varies = reached(phases.replayed, [
-            *phases._in(phases.varying), *phases.kept, *phases.entered])
-        self.needed: list[Any] = []
-        self.fixed: list[Any] = []
-        for i in phases.summed:
-            self._collect(phases.closed.jaxpr.outvars[i])
-
-    def vary(self, var: Any) -> bool:
-        """Whether a variable differs from step to step."""
-        return not isinstance(var, Literal) and var in self.varies
-
-    def _way(self, var: Any) -> str:
-        """How the sum of a variable is had: from sums, from stacks, or from its own stack."""
-        eqn = self.producer.get(var) if self.vary(var) else None
-        if eqn is None:
-            return 'itself'
-        name, vary = eqn.primitive.name, [self.vary(v) for v in eqn.invars]
-        if not jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.inexact):
-            return 'itself'
-        if name in _LINEAR or (name in ('add', 'add_any', 'sub') and all(vary)):
-            return 'sums'
-        if (name in ('mul', 'dot_general') and sum(vary) == 1) or (
-                name == 'div' and vary == [True, False]):
-            return 'sums'
-        return 'product' if name == 'dot_general' else 'itself'
-
-    def _collect(self, var: Any) -> None:
-        way = self._way(var)
-        if way == 'itself':
-            self.needed += [] if var in self.needed else [var]
-            return
-        for v in self.producer[var].invars:
-            if not self.vary(v):
-                self.fixed += [] if isinstance(v, Literal) or v in self.fixed else [v]
-            elif way == 'sums':
-                self._collect(v)
-            else:
-                self.needed += [] if v in self.needed else [v]
-
-    def of(self, var: Any, stacks: dict[Any, Any], fixed: dict[Any, Any]) -> Any:
-        way = self._way(var)
-        if way == 'itself':
-            return stacks[var].sum(0).astype(var.aval.dtype)
-        eqn = self.producer[var]
-        if way == 'sums':
-            operands = [self.of(v, stacks, fixed) if self.vary(v)
-                        else v.val if isinstance(v, Literal) else fixed[v] for v in eqn.invars]
-            return eqn.primitive.bind(*operands, **eqn.params)
-        contracted, batch = eqn.params['dimension_numbers']
-        later = [tuple(d + 1 for d in dims) for dims in (*contracted, *batch)]
-        numbers = (((0, *later[0]), (0, *later[1])), (later[2], later[3]))
-        return eqn.primitive.bind(*(stacks[v] for v in eqn.invars),
-                                  **{**eqn.params, 'dimension_numbers': numbers})
 
 
 def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],

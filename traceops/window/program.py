@@ -251,10 +251,10 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     carried_out = [p for i in carried for p in jax.tree.leaves(new_positions[i])]
     prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
     if prompt and set(positions['record']) == {'signal'}:     # a bypass is of another step
-        closed, positions['record']['signal'] = multiples(
+        closed, found = multiples(
             closed, positions['record']['signal'], [*prompt, *carried_out], is_dear)
-        prompt += [p for m in positions['record']['signal'] if isinstance(m, Multiple)
-                   for p in m.scales]
+        positions['record']['signal'] = found
+        prompt += [p for m in found if isinstance(m, Multiple) for p in m.scales]
     signals = [p for p in jax.tree.leaves(positions['record']) if p not in prompt]
     taped = jax.tree.leaves(positions['tape'])
     places, out_tree = jax.tree.flatten(positions)
