@@ -121,7 +121,7 @@ def test_what_is_inlined_is_computed_once_and_of_one_value_as_a_scalar():
 
     def fn(a, key):
         decay = jnp.exp(-jnp.full((4, 3), 0.1) / jnp.full((4, 3), 2.))[:, :, None].reshape(4, 3)
-        again = jax.jit(jnp.sin)(a * decay) + jnp.sin(a * decay)
+        again = jax.jit(jnp.sin)(a * decay) + jnp.sin(jax.lax.stop_gradient(a) * decay)
         other = jnp.sin(a * 0.2) + jax.random.normal(key, a.shape)
         looped = [jax.lax.scan(lambda c, x: (c + x, c * x), 0., t)[1] for t in (table, 2 * table)]
         return again, other, *looped, jnp.zeros((2,)) + 1.

@@ -16,11 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-__all__ = ['Constant', 'Flat', 'Node', 'Value', 'apply', 'evaluate', 'flatten', 'needed', 'read']
+from traceops.window.jaxprs import CALLS, changes_nothing
 
-#: Calls of a program within a program, and the parameter that holds it.
-_CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
-          'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
+__all__ = ['Constant', 'Flat', 'Node', 'Value', 'apply', 'evaluate', 'flatten', 'needed', 'read']
 
 
 class Value:
@@ -79,13 +77,13 @@ def flatten(closed: ClosedJaxpr) -> Flat:
             return Constant(v.val, v.aval) if isinstance(v, Literal) else env[v]
         for eqn in jaxpr.eqns:
             inputs = tuple(map(known, eqn.invars))
-            inner = eqn.params.get(_CALLS.get(eqn.primitive.name, ''))
+            inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
             if inner is not None:
                 consts = [Constant(c, v.aval) for c, v in
                           zip(inner.consts, inner.jaxpr.constvars, strict=True)]
                 names = (*inner.jaxpr.constvars, *inner.jaxpr.invars)
                 outputs = open_(inner.jaxpr, dict(zip(names, (*consts, *inputs), strict=True)))
-            elif _changes_nothing(eqn):
+            elif changes_nothing(eqn):
                 outputs = inputs
             else:
                 outputs = fresh(eqn.outvars)
@@ -98,12 +96,6 @@ def flatten(closed: ClosedJaxpr) -> Flat:
     outputs = open_(closed.jaxpr, dict(zip(names, (*constants, *inputs), strict=True)))
     # tracers look ahead, and leave what they looked at behind: drop what nothing needs
     return Flat(tuple(needed(nodes, outputs)), constants, inputs, outputs)
-
-
-def _changes_nothing(eqn: Any) -> bool:
-    """Whether an operation only strips the weak type of a value."""
-    return bool(eqn.primitive.name == 'convert_element_type'
-                and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
 
 
 def needed(nodes: Sequence[Node], outputs: Iterable[Value],

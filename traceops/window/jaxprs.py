@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['CALLS', 'backward_slice', 'depends_on', 'extended', 'inlined', 'is_zero', 'named',
-           'narrowed', 'part', 'reached', 'value_if_constant']
+__all__ = ['CALLS', 'backward_slice', 'changes_nothing', 'depends_on', 'extended', 'inlined',
+           'is_zero', 'named', 'narrowed', 'part', 'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
-          'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
+         'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
 
 
 def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
@@ -51,6 +51,9 @@ def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any],
         inner = eqn.params.get(CALLS.get(eqn.primitive.name, ''))
         if inner is not None:
             return _without_calls(inner.jaxpr, inner.consts, operands, known)
+        if (changes_nothing(eqn) or eqn.primitive.name == 'stop_gradient') and not isinstance(
+                eqn.invars[0], Literal):
+            return operands
         question = _question(eqn, operands)
         if question not in known:
             results = _full(eqn, operands)
@@ -251,6 +254,12 @@ def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
         _rebuilt(jaxpr, jaxpr.invars, [*jaxpr.outvars, *more, *ours(added.jaxpr.outvars)],
                  [*jaxpr.eqns, *eqns], [*jaxpr.constvars, *added.jaxpr.constvars]),
         [*closed.consts, *added.consts])
+
+
+def changes_nothing(eqn: Any) -> bool:
+    """Whether an operation only strips the weak type of a value."""
+    return bool(eqn.primitive.name == 'convert_element_type'
+                and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
 
 
 def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:
