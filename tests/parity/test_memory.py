@@ -54,7 +54,7 @@ def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
 
 @pytest.mark.parametrize('rule, name, kept, multiples', [
     ('d_rtrl', 'lif', 1, 0), ('d_rtrl', 'alif', 1, 0), ('es', 'alif', 1, 1),
-    ('es', 'two-layer', 1, 2)])
+    ('es', 'two-layer', 1, 3)])
 def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, multiples):
     """However many states it has; under ES-D-RTRL only of those that a product reads later."""
     programs = []

@@ -147,10 +147,12 @@ class Phases:
               panels: dict[Any, list[Any]]) -> list[Any]:
         """What is ``wanted`` of one step of the loop over time.
 
-        What is kept is computed once, before all that reads it: left to itself, XLA fuses it into
-        its readers (the state update, the copy that is kept) and does the work twice, or updates
-        a state in place that is read later, which it has to copy then.
+        What is kept is computed once, with the states that it is made of, before all that reads
+        them: left to itself, XLA fuses it into its readers (the state update, the copy that is
+        kept) and does the work twice, or updates a state in place that is read later, which it
+        has to copy then.
         """
+        states = [v for v in self._leaving if not isinstance(v, Literal)]
         for eqn in backward_slice(self.closed.jaxpr, wanted, effects=True)[0]:
             if not panels.keys().isdisjoint(eqn.outvars):
                 out = [product(eqn, env[eqn.invars[0]], panels[eqn.outvars[0]])]
@@ -158,9 +160,13 @@ class Phases:
                 read = [v for v in dict.fromkeys(
                     v for v in eqn.invars if not isinstance(v, Literal)) if v in env]
                 out = part(self.closed, read, eqn.outvars, [eqn])(*(env[v] for v in read))
-            if any(v in kept for v in eqn.outvars):
-                out = lax.optimization_barrier(out)
             env.update(zip(eqn.outvars, out, strict=True))
+            if any(v in kept for v in eqn.outvars):
+                _, behind = backward_slice(self.closed.jaxpr, eqn.outvars, given=set(states))
+                once = [v for v in dict.fromkeys((*eqn.outvars, *states))
+                        if v in behind and v in env]
+                env.update(zip(once, lax.optimization_barrier([env[v] for v in once]),
+                               strict=True))
         return part(self.closed, list(env), wanted, ())(*env.values())
 
     @property
