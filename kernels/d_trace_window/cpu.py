@@ -30,10 +30,14 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
 
     def one(total: Any, sample: Any) -> Any:
         e, x, p, M, L = sample
-        new, more = _definition(e[None], x[:, None], p[:, None], M[None], L[None], gradient)
+        new, more = _definition(e[None], x[:, None], p.reshape(-1, 1, *signal.shape[1:]),
+                                M.reshape(1, *transition.shape[1:]), L[None], gradient)
         return total + more, new[0]
 
-    samples = (trace, jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor, 1, 0), transition, signal)
+    # outputs and states as one axis: around an axis of size one XLA transposes in two copies
+    T, B = inputs.shape[:2]
+    samples = (trace, jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(factor.reshape(T, B, -1), 1, 0),
+               transition.reshape(B, -1), signal)
     # an empty sum: zeros that are placed on devices as the operands are
     start = (signal[:0, None, :, 0] * trace[:0, ..., 0].astype(factor.dtype)).sum(0)
     total, new = jax.lax.scan(one, start, samples)
