@@ -29,14 +29,14 @@ _ANY, _LARGEST = 2 ** 30, 2 ** 20
 
 @dataclasses.dataclass
 class Kept:
-    """A value to keep.
+    """A value to keep: ``now``, which is ``before`` one step later, or ``before`` alone.
 
     Attributes
     ----------
     now : variable or None
-        What it is in a step.
+        The value of a step.
     before : variable or None
-        What it was in the step before, as this one has it: alone, if it is ``now`` in none.
+        The same of the step before it, made from what entered.
     """
 
     now: Any = None
