@@ -19,6 +19,7 @@ from traceops.window.jaxprs import (
     inlined,
     is_zero,
     narrowed,
+    producers,
     value_if_constant,
 )
 from traceops.window.schedule import choose_window
@@ -137,11 +138,25 @@ def test_what_is_inlined_is_computed_once_and_of_one_value_as_a_scalar():
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_a_number_that_enters_a_call_has_its_type(float64):
+    def fn(a, b):
+        scale = jax.jit(lambda v, c: v * jnp.full(v.shape, c))
+        return scale(a, jnp.float32(0.1)), scale(b, 0.1)
+
+    args = np.ones(3, 'f'), np.ones(3)
+    flat = inlined(jax.make_jaxpr(fn)(*args))
+    for want, got in zip(fn(*args), jax.core.eval_jaxpr(flat.jaxpr, flat.consts, *args),
+                         strict=True):
+        assert want.dtype == got.dtype
+        np.testing.assert_array_equal(got, want)
+
+
 def test_questions_asked_of_a_jaxpr():
     def fn(a, b):
         return jnp.zeros((2,)), jax.jit(lambda v: v + 1)(a), a * b, jnp.where(a > 0, a, 0.)
     closed = jax.make_jaxpr(fn)(1., 2.)
-    assert [is_zero(closed, v) for v in closed.jaxpr.outvars] == [True, False, False, False]
+    made_by = producers(closed.jaxpr)
+    assert [is_zero(made_by, v) for v in closed.jaxpr.outvars] == [True, False, False, False]
     assert [depends_on(closed, i, (1,)) for i in range(4)] == [False, False, True, False]
     assert value_if_constant(closed, 1, {0: 3.}) == 4.
     assert value_if_constant(closed, 2, {0: 3.}) is None

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ['CALLS', 'backward_slice', 'changes_nothing', 'depends_on', 'extended', 'inlined',
-           'is_zero', 'named', 'narrowed', 'part', 'reached', 'value_if_constant']
+__all__ = ['CALLS', 'alone', 'backward_slice', 'changes_nothing', 'depends_on', 'extended',
+           'inlined', 'is_zero', 'named', 'narrowed', 'part', 'producers', 'reached',
+           'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
@@ -57,7 +58,7 @@ def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any],
         question = _question(eqn, operands)
         if question not in known:
             results = _full(eqn, operands)
-            known[question] = _alone(jaxpr, eqn, read) if results is None else results, operands
+            known[question] = alone(jaxpr, eqn, read) if results is None else results, operands
         return known[question][0]
 
     return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, instead)
@@ -81,7 +82,7 @@ def named(literal: Literal) -> Any:
     return np.asarray(literal.val, literal.aval.dtype).tobytes(), literal.aval.dtype
 
 
-def _alone(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
+def alone(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
     """The results of one equation."""
     operands = list({v: None for v in eqn.invars if not isinstance(v, Literal)})
     return jax.core.eval_jaxpr(_rebuilt(jaxpr, operands, eqn.outvars, [eqn], ()), (),
@@ -94,12 +95,12 @@ def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqn
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
 
     def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
+        return np.asarray(var.val, var.aval.dtype) if isinstance(var, Literal) else env[var]
 
     for eqn in eqns:
         results = instead(eqn, read)
         if results is None:
-            results = _alone(jaxpr, eqn, read)
+            results = alone(jaxpr, eqn, read)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -107,7 +108,7 @@ def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqn
 #: Elementwise, and the same for a scalar.
 _ELEMENTWISE = frozenset('''
     abs add add_any convert_element_type copy cos div exp exp2 expm1 exprel integer_pow log log1p
-    logistic max min mul neg pow rsqrt sin sqrt square stop_gradient sub tanh'''.split())
+    logistic max min mul neg pow rsqrt sin sqrt square sub tanh'''.split())
 _RESHAPES = frozenset('broadcast_in_dim expand_dims reshape squeeze stack reduce_sum'.split())
 
 
@@ -125,7 +126,7 @@ def _array(value: Any) -> Any:
 
 def _full(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     """The result, where it is an array of one value because the operands are."""
-    given = [a.value if isinstance(a, _Full) else np.asarray(v.val, v.aval.dtype)
+    given = [a.value if isinstance(a, _Full) else a
              for a, v in zip(operands, eqn.invars, strict=True)
              if isinstance(a, _Full) or isinstance(v, Literal)]
     if not given or len(given) < len(operands) or len(eqn.outvars) != 1:
@@ -280,11 +281,18 @@ def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:
     return any(closed.jaxpr.invars[i] in needed for i in invars)
 
 
-def is_zero(closed: ClosedJaxpr, var: Any) -> bool:
-    """Whether a value is, by construction, an array of zeros (a gradient nobody produced)."""
-    producers = {v: eqn for eqn in closed.jaxpr.eqns for v in eqn.outvars}
+def producers(jaxpr: Jaxpr) -> dict[Any, Any]:
+    """The equation that each variable comes from."""
+    return {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+
+
+def is_zero(made_by: Mapping[Any, Any], var: Any) -> bool:
+    """Whether a value is, by construction, an array of zeros (a gradient nobody produced).
+
+    ``made_by``: the program's :func:`producers`.
+    """
     while not isinstance(var, Literal):
-        eqn = producers.get(var)
+        eqn = made_by.get(var)
         if eqn is None or eqn.primitive.name not in ('broadcast_in_dim', 'convert_element_type'):
             return False
         var = eqn.invars[0]

@@ -17,9 +17,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from traceops.window.jaxprs import backward_slice, extended, is_zero, part, reached
+from traceops.window.jaxprs import (
+    alone,
+    backward_slice,
+    extended,
+    is_zero,
+    producers,
+    reached,
+)
 
 __all__ = ['Multiple', 'multiples']
 
@@ -78,7 +85,7 @@ def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iter
     jaxpr = closed.jaxpr
     before, _ = backward_slice(jaxpr, [jaxpr.outvars[i] for i in ahead], effects=True)
     known = {v for e in before for v in e.outvars}
-    ways = _Ways(closed, reached(jaxpr.eqns, [
+    ways = _Ways(jaxpr, reached(jaxpr.eqns, [
         v for e in jaxpr.eqns if is_dear(e) for v in e.outvars if v not in known]))
     places: list[Any] = []
     for group in signals:
@@ -96,9 +103,8 @@ def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iter
 class _Ways:
     """How signals came from what is had ``late``, in the replay."""
 
-    def __init__(self, closed: ClosedJaxpr, late: set[Any]) -> None:
-        self.closed, self.late = closed, late
-        self.producers = {v: e for e in closed.jaxpr.eqns for v in e.outvars}
+    def __init__(self, jaxpr: Jaxpr, late: set[Any]) -> None:
+        self.jaxpr, self.late, self.producers = jaxpr, late, producers(jaxpr)
 
     def common(self, wanted: Sequence[Any]) -> tuple[Any, list[Any]]:
         """The one variable of which all are multiples, and what else is read on the way."""
@@ -112,7 +118,7 @@ class _Ways:
                     isinstance(w, Literal) or self._is_late(w))]
             elif self._is_late(v):
                 found.add(v)
-            elif not is_zero(self.closed, v):
+            elif not is_zero(self.producers, v):
                 return None, []
         return (found.pop(), list(dict.fromkeys(reads))) if way and len(found) == 1 else (None, [])
 
@@ -136,9 +142,7 @@ class _Ways:
     def _made(self, var: Any, value: Callable[[Any], Any]) -> Any:
         if not self._is_late(var):
             return jnp.zeros(var.aval.shape, var.aval.dtype)
-        eqn = self.producers[var]
-        read = list({v: None for v in eqn.invars if not isinstance(v, Literal)})
-        return part(self.closed, read, eqn.outvars, [eqn])(*map(value, read))[0]
+        return alone(self.jaxpr, self.producers[var], value)[0]
 
     def _is_late(self, var: Any) -> bool:
         return not isinstance(var, Literal) and var in self.late
@@ -173,7 +177,7 @@ class _Ways:
             operands = operands[1:]
         elif name not in _SUMS:
             return False
-        return all(self._is_late(v) or is_zero(self.closed, v) for v in operands)
+        return all(self._is_late(v) or is_zero(self.producers, v) for v in operands)
 
 
 def _shape(var: Any) -> tuple[int, ...]:

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceops.window.jaxprs import inlined, is_zero, narrowed, value_if_constant
+from traceops.window.jaxprs import (
+    inlined,
+    is_zero,
+    narrowed,
+    producers,
+    value_if_constant,
+)
 from traceops.window.multiples import Multiple, multiples
 from traceops.window.phases import Phases, is_dear, split_step
 from traceops.window.replay import Settled
@@ -244,7 +250,9 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
         range(len(closed.jaxpr.outvars)))
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(out.pop('sum'))
-    summed = tuple(i for i, p in enumerate(sums) if not is_zero(closed, closed.jaxpr.outvars[p]))
+    made_by = producers(closed.jaxpr)
+    summed = tuple(
+        i for i, p in enumerate(sums) if not is_zero(made_by, closed.jaxpr.outvars[p]))
     of_tape = [_position(t, states) for t in tape]
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)

@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
+from traceops.window.jaxprs import producers
+
 from traceops.window.jaxprs import CALLS
 
 __all__ = ['has_spikes']
@@ -34,7 +36,7 @@ def has_spikes(jaxpr: Jaxpr, var: Any, step: str, numbers: Mapping[Any, float] =
     """
     if isinstance(var, Literal):
         return False
-    eqn = _maker(jaxpr, var)
+    eqn = producers(jaxpr).get(var)
     if eqn is None:
         return False
     name = eqn.primitive.name
@@ -69,12 +71,7 @@ def _number(jaxpr: Jaxpr, var: Any, numbers: Mapping[Any, float]) -> float | Non
         return float(var.val) if real and var.aval.shape == () else None
     if var in numbers:
         return numbers[var]
-    eqn = _maker(jaxpr, var)
+    eqn = producers(jaxpr).get(var)
     if eqn is None or eqn.primitive.name not in _REPEATS:
         return None
     return _number(jaxpr, eqn.invars[0], numbers)
-
-
-def _maker(jaxpr: Jaxpr, var: Any) -> Any:
-    """The equation that a value comes from, or ``None``: it enters."""
-    return next((e for e in jaxpr.eqns if var in e.outvars), None)
