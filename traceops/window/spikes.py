@@ -10,9 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
-from traceops.window.jaxprs import producers
-
-from traceops.window.jaxprs import CALLS
+from traceops.window.jaxprs import CALLS, producers
 
 __all__ = ['has_spikes']
 
