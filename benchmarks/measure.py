@@ -33,6 +33,8 @@ TOLERANCE = 1e-5
 _QUICK = 20.
 #: Seconds of a call up to which what the call before it left behind is seen in its time.
 _SHORT = 1.
+#: Programs of each that are compiled, at least: their times scatter more than those of calls.
+_COMPILED = 9
 
 
 @dataclasses.dataclass
@@ -225,7 +227,7 @@ def run(case: Case, repeats: int, progress: bool = True, programs: bool = True,
         jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
         row.error = _compared(jitted, x, y, row)
     if not row.error:
-        rounds = repeats if programs else 0
+        rounds = max(repeats, _COMPILED) if programs else 0
         for name, (seconds, program) in _compiled(fns, (x, y), rounds).items():
             row.compile_seconds[name] = float(np.median(seconds))
             used = program.memory_analysis()

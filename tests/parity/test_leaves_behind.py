@@ -75,6 +75,25 @@ def test_the_warm_up_correction_ends_where_upstream_ends_it(float64, monkeypatch
     assert int(ours.inner.running_index.value) == 1002
 
 
+@pytest.mark.parametrize('start', [5, -5])
+def test_the_running_index_may_be_read_in_the_step(float64, start):
+    """And ends where upstream's does, from wherever it begins."""
+    upstream, ours = pair(ALIF, 'd_rtrl', 7, window=3)
+
+    def read(run):
+        def loss(x, y):
+            return run.loss(x, y), run.inner.running_index.value
+        return run.learner.etrace_grad(run.x, run.y, step_fn=loss, has_aux=True)
+
+    for run in (upstream, ours):
+        run.inner.running_index.value = jnp.full_like(run.inner.running_index.value, start)
+    for call in (read, Run.grad):
+        want, got = both(upstream, ours, call)
+        assert_close(want, got, TOLERANCE, nonzero=True)
+        assert_same_states(upstream, ours, TOLERANCE)
+    assert 'per window' in str(traceops.explain(ours.inner))
+
+
 @pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
 def test_without_a_batch(float64, rule):
     """``batch_size=None``: no axis but the net's own."""

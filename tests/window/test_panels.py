@@ -51,7 +51,7 @@ def test_the_numbers_are_those_of_the_whole_product(n):
     W, x, h = (jnp.asarray(rng.randn(*s), jnp.float32) for s in ((50 + n, n), (8, 50), (8, n)))
     taken = cut.panels([W])
     (columns,) = taken.values()
-    assert [c.shape[1] for c in columns] == [*[576] * (n // 576), n % 576] and not whole.panels([W])
+    assert [c.shape[1] for c in columns] == [*[704] * (n // 704), n % 704] and not whole.panels([W])
     for run in ('simulate', 'advance'):
         a, b = (jax.jit(getattr(p, run))([W], [x], [h], given)
                 for p, given in ((cut, taken), (whole, {})))
@@ -89,7 +89,7 @@ def test_weights_are_cut_outside_of_the_loop():
     jaxpr = jax.make_jaxpr(loop)(*(jnp.zeros(s) for s in ((1074, 1024), (5, 8, 50), (8, 1024))))
     (scan,) = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
     inside = [e for e in scan.params['jaxpr'].eqns if e.primitive.name == 'dot_general']
-    assert [e.invars[1].aval.shape for e in inside] == [(1074, 576), (1074, 448)]
+    assert [e.invars[1].aval.shape for e in inside] == [(1074, 704), (1074, 320)]
     assert all(e.invars[1] in scan.params['jaxpr'].jaxpr.invars for e in inside)
 
 

@@ -140,7 +140,22 @@ def test_what_is_the_same_at_every_step_is_told_apart():
     W = jnp.arange(16.).reshape(N, N)
     exponential, zeros = phases.once([W, jnp.ones(N)])
     np.testing.assert_array_equal(exponential, jnp.exp(W))
-    np.testing.assert_array_equal(zeros, np.zeros(3))
+    assert zeros.shape == () and zeros == 0.        # a loop that reads it carries no array
+    np.testing.assert_array_equal(phases.whole({3: zeros})[3], jnp.zeros(3), strict=True)
+
+
+@pytest.mark.parametrize(('read', 'core'), [(False, (0,)), (True, (0, 1))])
+def test_a_counter_is_not_counted_in_the_loop_unless_it_is_read(read, core):
+    def step(x, h, count):
+        after = jnp.where(count >= 0, count + 1, 0)
+        return h + x, after, after if read else x * 2.
+
+    closed = inlined(jax.make_jaxpr(step)(1., 2., 3))
+    phases = split_step(closed, (0, 1, 2), (0, 1), (2,), (), counter=1)
+    assert phases.core == core and phases.counting == (() if read else (1,))
+    for start, end in [(3, 8), (-7, 4)]:            # as the step counts
+        found = phases.counted((), [2., start], 5)
+        assert found == ({} if read else {1: end})
 
 
 def test_effects_stay_in_the_loop():

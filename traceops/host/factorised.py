@@ -188,7 +188,8 @@ class FactorisedRule(Rule):
         decay = self.learner.decay_x
         if repr_of is None:
             weights = np.asarray(decay ** np.arange(xs.shape[0] - 1., -1., -1.), a.dtype)
-            late = jnp.tensordot(weights, xs, 1, precision='highest')   # on a CPU, not (w * x).sum
+            # the first of two rows: for one, XLA compiles a kernel of its own on a CPU
+            late = jnp.tensordot(np.stack([weights] * 2), xs, 1, precision='highest')[0]
             return (decay ** xs.shape[0] * a + late).astype(a.dtype)
 
         def step(a_: Any, x: Any) -> Any:

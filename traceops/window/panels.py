@@ -22,7 +22,7 @@ __all__ = ['WIDTH', 'in_panels', 'panels_of', 'product', 'said_of']
 #: Columns of a panel: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a panel ends
 #: where a tile of the whole product does, and what is left over is the same in both. (448 to 768
 #: take the same time; each panel is a kernel to compile.)
-WIDTH = 576
+WIDTH = 704
 
 #: Bytes of the weights from which on panels are faster, and those for rows that collide.
 _LARGE, _LARGE_COLLIDING = 12 * 2 ** 20, 4 * 2 ** 20

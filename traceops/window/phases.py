@@ -21,7 +21,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from traceops.window.cut import least
-from traceops.window.jaxprs import backward_slice, depends_on, part, reached
+from traceops.window.jaxprs import backward_slice, depends_on, part, producers, reached
 from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.replay import Replay, Settled
 from traceops.window.strata import strata_of
@@ -64,6 +64,8 @@ class Phases:
     strata : tuple of tuple of int
         Numbers of carried outputs that replay computes as well, group by group, each in a loop of
         its own: no other waits for them (see :mod:`traceops.window.strata`).
+    counting : tuple of int
+        Numbers of carried outputs that go up by one a step, and that nothing else reads.
     panelled : tuple of equations
         Products that the loop over time takes in panels (see :mod:`traceops.window.panels`).
     unroll : int
@@ -80,6 +82,7 @@ class Phases:
     kept: tuple[Any, ...]
     entered: dict[Any, Any]
     strata: tuple[tuple[int, ...], ...]
+    counting: tuple[int, ...]
     panelled: tuple[Any, ...]
     simulation: tuple[Any, ...]
     replayed: tuple[Any, ...]
@@ -93,7 +96,7 @@ class Phases:
     @property
     def core(self) -> tuple[int, ...]:
         """Numbers of the carried outputs that pass on in the loop that simulates."""
-        apart = {i for stratum in self.strata for i in stratum}
+        apart = {i for group in (*self.strata, self.counting) for i in group}
         return tuple(i for i in range(len(self.carried)) if i not in apart)
 
     @property
@@ -115,10 +118,25 @@ class Phases:
         return [self.closed.jaxpr.outvars[i] for i in positions]
 
     def once(self, constant: Sequence[Any]) -> list[Any]:
-        """The fixed outputs."""
-        wanted = self._out(self.fixed)
+        """The fixed outputs; of one that is the same everywhere, a number."""
+        made_by = producers(self.closed.jaxpr)
+        wanted = [_number(made_by, v) for v in self._out(self.fixed)]
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
         return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
+
+    def whole(self, once: dict[int, Any]) -> dict[int, Any]:
+        """The fixed outputs, for where they are read: a loop then reads no array of a number."""
+        return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
+                for i, a in once.items()}
+
+    def counted(self, constant: Sequence[Any], first: Sequence[Any],
+                steps: int) -> dict[int, Any]:
+        """What counts steps, after so many, by number."""
+        leave, enter = ([a[i] for i in self.counting] for a in (self._leaving, self._entering))
+        eqns, _ = backward_slice(self.closed.jaxpr, leave)
+        after = part(self.closed, [*self._in(self.constant), *enter], leave, eqns)(
+            *constant, *(first[i] for i in self.counting))
+        return {i: a + (steps - 1) for i, a in zip(self.counting, after, strict=True)}
 
     def panels(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
         """Of each product that is taken in panels: the panels of its weights."""
@@ -287,7 +305,8 @@ class Phases:
 
 def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
                stacked: Sequence[int], summed: Sequence[int],
-               prompt: Sequence[int] = (), panels: bool = False, unroll: int = 1) -> Phases:
+               prompt: Sequence[int] = (), counter: int | None = None,
+               panels: bool = False, unroll: int = 1) -> Phases:
     """Cut a step in two.
 
     Parameters
@@ -298,6 +317,8 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
         Inputs that differ from step to step; the others are the same in all.
     carried, stacked, summed, prompt : sequence of int
         Outputs, as in :class:`Phases`; which of them are fixed is found out.
+    counter : int, optional
+        The carried output that goes up by one a step.
     panels : bool
         Whether products with large weights are taken in panels.
     unroll : int
@@ -313,7 +334,11 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
             for v in e.outvars]
     strata = strata_of(jaxpr, leave, enter, now, is_dear, [jaxpr.invars[i] for i in varying])
     apart = {i for stratum in strata for i in stratum}
-    core = [(o, v) for i, (o, v) in enumerate(zip(leave, enter, strict=True)) if i not in apart]
+    _, read = backward_slice(
+        jaxpr, [v for p, v in enumerate(jaxpr.outvars) if p != counter], effects=True)
+    counting = tuple(i for i, p in enumerate(carried) if p == counter and enter[i] not in read)
+    core = [(o, v) for i, (o, v) in enumerate(zip(leave, enter, strict=True))
+            if i not in apart and i not in counting]
     outvars = [*later, *(leave[i] for i in apart)]
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
@@ -327,7 +352,7 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     panelled = tuple(e for e in simulation
                      if panels and in_panels(e, e.invars, varies.__contains__))
     return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed),
-                  tuple(kept), entered, tuple(strata), panelled, tuple(simulation),
+                  tuple(kept), entered, tuple(strata), counting, panelled, tuple(simulation),
                   tuple(replayed), unroll)
 
 
@@ -349,6 +374,14 @@ def _kept(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any], core: S
             entered[value.before] = value.now
         kept.append(value.variable)
     return kept, entered
+
+
+def _number(made_by: dict[Any, Any], var: Any) -> Any:
+    """The scalar that a variable repeats, or the variable."""
+    eqn = None if isinstance(var, Literal) else made_by.get(var)
+    if eqn is None or eqn.primitive.name != 'broadcast_in_dim' or eqn.invars[0].aval.shape:
+        return var
+    return eqn.invars[0]
 
 
 def is_dear(eqn: Any) -> bool:

@@ -112,7 +112,7 @@ class StepProgram:
                 constant, same, [first[i] for i in self.phases.core], xs,
                 None if back else fold)
             settled = self.phases.settle(constant, slices, kept, first)
-            states = self._after(settled, core, states)
+            states = self._after(settled, core, states, steps)
         else:
             settled = self.phases.recall(constant, slices, recorded, first)
         later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
@@ -121,11 +121,11 @@ class StepProgram:
         known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
                          strict=True))
         known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
-                      for i, a in same.items()})
+                      for i, a in self.phases.whole(same).items()})
         if fold is not None and fold.backward:
             def digest(carry: Any, outputs: Any) -> Any:
-                return fold.digest(carry, self._outputs(
-                    {**same, **dict(zip(later, outputs, strict=True))}))
+                return fold.digest(carry, self._outputs({
+                    **self.phases.whole(same), **dict(zip(later, outputs, strict=True))}))
 
             carry, folded = replay.backward(digest, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
@@ -136,11 +136,12 @@ class StepProgram:
         core, kept, *_ = self._simulated(
             constant, {}, [first[i] for i in self.phases.core], xs, None)
         settled = self.phases.settle(constant, jax.tree.leaves(xs), kept, first)
-        return (self._after(settled, core, states),
+        return (self._after(settled, core, states, jax.tree.leaves(xs)[0].shape[0]),
                 [settled.stacks[v] for v in self.phases.recorded])
 
-    def _after(self, settled: Settled, core: list[Any], states: Any) -> Any:
-        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True))}
+    def _after(self, settled: Settled, core: list[Any], states: Any, steps: int) -> Any:
+        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True)),
+                **self.phases.counted(self._constant(), jax.tree.leaves(states), steps)}
         return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
@@ -153,7 +154,8 @@ class StepProgram:
             new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core, panels)
             folded = None
             if fold is not None:
-                known = {**same, **dict(zip(self.phases.prompt, prompt, strict=True))}
+                known = {**self.phases.whole(same),
+                         **dict(zip(self.phases.prompt, prompt, strict=True))}
                 carry, folded = fold.digest(carry, self._outputs(known))
             return (_like(new, core), carry), (kept, folded)
 
@@ -269,20 +271,21 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
 
     n_slices = len(jax.tree.leaves(slices))
     leaves = _places(states, n_slices)
+    counter_at = _position(counter, states)
+    (counter_out,) = jax.tree.leaves(new_positions[counter_at])
+    count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
     phases = split_step(
         closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
-        prompt=prompt, panels=panels, unroll=unroll)
-    counter_at = _position(counter, states)
+        prompt=prompt, counter=counter_out if count == 1 else None, panels=panels, unroll=unroll)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
         places=tuple(places),
         once=frozenset(signals) | {p for t in once for p in jax.tree.leaves(
             new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
-        count=_count(closed, written[counter_at], leaves[counter_at][0],
-                     jax.tree.leaves(new_positions[counter_at])[0]),
+        count=count,
         record_bytes=_bytes(
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
         ahead_bytes=_bytes(phases.recorded))
