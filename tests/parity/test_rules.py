@@ -86,13 +86,16 @@ def test_all_steps_at_once(float64, name, rule, vmap):
 
 @pytest.mark.parametrize('rule, steps', [('d_rtrl', 12), ('es', 10)])
 def test_turns_of_several_steps(float64, rule, steps):
-    """There the loops over time take five steps a turn, and those left over after it."""
+    """There the loops over time take five steps a turn, and those left over after it; that of a
+    readout all of them.
+    """
     loops = {}
     for two_phase in (False, True):
         ours = compare('alif', rule, False, steps, None, 1e-10, two_phase=two_phase)
         program = str(brainstate.transform.make_jaxpr(ours.eager_grad)())
         loops[two_phase] = set(re.findall(r'\blength=(\d+).*?\bunroll=(\d+)', program, re.S))
-    assert loops == {False: {(str(steps), '1')}, True: {(str(steps), '5')}}
+    n = str(steps)
+    assert loops == {False: {(n, '1')}, True: {(n, '5'), (n, n)}}
 
 
 @pytest.mark.parametrize('name', [

@@ -9,6 +9,7 @@ import pytest
 
 from traceops.window.jaxprs import inlined
 from traceops.window.phases import split_step
+from traceops.window.strata import turn_of
 
 T, N = 5, 3
 
@@ -20,6 +21,14 @@ def leaky(v, current):
 def readout(x, h, r, W, V):
     h = jnp.tanh(h @ W + x)
     return h, leaky(r, h @ V)
+
+
+def spiking_readout(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    current = h @ V
+    for _ in range(10):             # of many equations
+        r = leaky(r, jnp.where(r > 1., 0., current))
+    return h, r
 
 
 def feed_forward(x, h1, h2, W, V):
@@ -58,10 +67,11 @@ def alike(x, h, r, W, V):
     return h, h
 
 
-def split(step, prompt=()):
+def split(step, prompt=(), unroll=1):
     args = [jnp.zeros(N)] * 3 + [jnp.zeros((N, N))] * 2
     closed = inlined(jax.make_jaxpr(lambda *a: (*step(*a), a[2] * 2.))(*args))
-    return split_step(closed, (0, 1, 2), (0, 1), () if prompt else (2,), (), prompt)
+    return split_step(closed, (0, 1, 2), (0, 1), () if prompt else (2,), (), prompt,
+                      unroll=unroll)
 
 
 @pytest.mark.parametrize('step, strata', [
@@ -90,6 +100,22 @@ def test_no_array_of_steps_and_weights():
         args[0], phases.settle(*args)).stacked)(*args)
     assert any(v.aval.shape == (T, N) for e in made.eqns for v in e.outvars)
     assert not any(v.aval.shape == (T, N, N) for e in made.eqns for v in e.outvars)
+
+
+@pytest.mark.parametrize(('step', 'steps', 'turn'), [
+    (readout, 7, 7), (readout, 50, 50), (readout, 500, 63), (spiking_readout, 50, 5)])
+def test_the_turns_of_a_stratum_are_of_one_kernel(step, steps, turn):
+    """Where loops take turns: as long ones as make a kernel of that many equations."""
+    assert turn_of(2, 2 ** 14, steps, 5) == {7: 7, 50: 13, 500: 16}[steps]      # a large state
+    assert turn_of(2, 2 ** 30, steps, 5) == (5 if steps > 7 else 4)
+    found = {}
+    for unroll in (1, 5):
+        phases = split(step, unroll=unroll)
+        given = [jnp.ones((N, N))] * 2, [jnp.ones((steps, N))], [jnp.ones((steps, N))] * len(
+            phases.kept), [jnp.ones(N)] * 2
+        made = jax.make_jaxpr(lambda *a, phases=phases: phases.settle(*a).last)(*given)
+        (found[unroll],) = [e.params['unroll'] for e in made.eqns if e.primitive.name == 'scan']
+    assert found == {1: 1, 5: turn}
 
 
 @pytest.mark.parametrize('step', [

@@ -24,7 +24,7 @@ from traceops.window.cut import least
 from traceops.window.jaxprs import backward_slice, depends_on, part, producers, reached
 from traceops.window.panels import in_panels, panels_of, product
 from traceops.window.replay import Replay, Settled
-from traceops.window.strata import strata_of
+from traceops.window.strata import strata_of, turn_of
 from traceops.window.totals import Totals
 
 __all__ = ['Phases', 'is_dear', 'split_step']
@@ -275,7 +275,10 @@ class Phases:
             return new, new
 
         start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
-        last, after = lax.scan(step, start, [stacks[v] for v in given], unroll=self.unroll)
+        slices = [stacks[v] for v in given]
+        size = sum(v.aval.size for v in enter)
+        turn = turn_of(len(eqns), size, slices[0].shape[0], self.unroll)
+        last, after = lax.scan(step, start, slices, unroll=turn)
         stacks.update(zip(leave, after, strict=True))
         settled.enter(dict(zip(enter, leave, strict=True)), first)
         return dict(zip(stratum, last, strict=True))

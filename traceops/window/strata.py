@@ -10,12 +10,16 @@ then integrates it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from traceops.window.jaxprs import backward_slice, reached
 
-__all__ = ['strata_of']
+__all__ = ['strata_of', 'turn_of']
+
+#: Equations that one kernel of a GPU may hold, and elements that it computes in no time.
+_OF_A_KERNEL, _AT_ONCE = 128, 2 ** 22
 
 
 def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
@@ -66,6 +70,20 @@ def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
         strata.insert(0, tuple(sorted(group)))
         stays = others
     return strata
+
+
+def turn_of(equations: int, size: int, steps: int, unroll: int) -> int:
+    """Steps in a turn of the loop of a group, of so many ``equations`` and elements a step.
+
+    Where the loops over time take turns of ``unroll`` steps, as many as make one kernel: nothing
+    in it is a product. It computes every step from the first of its turn, so of large states they
+    are fewer. The turns are alike, as far as they go.
+    """
+    if unroll == 1:
+        return 1
+    longest = min(_OF_A_KERNEL // equations, math.isqrt(_AT_ONCE // size))
+    turns = -(-steps // max(unroll, longest))
+    return -(-steps // turns)
 
 
 def _read(jaxpr: Any, of: Sequence[Any], entering: Sequence[Any],
