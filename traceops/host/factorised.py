@@ -188,8 +188,8 @@ class FactorisedRule(Rule):
         decay = self.learner.decay_x
         if repr_of is None:
             weights = np.asarray(decay ** np.arange(xs.shape[0] - 1., -1., -1.), a.dtype)
-            # the first of two rows: for one, XLA compiles a kernel of its own on a CPU
-            late = jnp.tensordot(np.stack([weights] * 2), xs, 1, precision='highest')[0]
+            rows = 1 if self.at_once else 2     # of one, a kernel to compile on a CPU
+            late = jnp.tensordot(np.stack([weights] * rows), xs, 1, precision='highest')[0]
             return (decay ** xs.shape[0] * a + late).astype(a.dtype)
 
         def step(a_: Any, x: Any) -> Any:
