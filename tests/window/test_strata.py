@@ -31,6 +31,11 @@ def spiking_readout(x, h, r, W, V):
     return h, r
 
 
+def fed_through(x, h, r, W, V):
+    h = jnp.tanh(h @ W + x)
+    return h, h @ V                 # nothing is left to do step by step
+
+
 def feed_forward(x, h1, h2, W, V):
     h1 = leaky(h1, x @ W)
     return h1, leaky(h2, jnp.maximum(h1, 0.) @ V)
@@ -75,8 +80,9 @@ def split(step, prompt=(), unroll=1):
 
 
 @pytest.mark.parametrize('step, strata', [
-    (readout, ((1,),)), (feed_forward, ((0,), (1,))), (read_back, ()), (recurrent_readout, ()),
-    (nothing_dear, ()), (noisy_readout, ((1,),)), (watched, ()), (alike, ())])
+    (readout, ((1,),)), (fed_through, ((1,),)), (feed_forward, ((0,), (1,))), (read_back, ()),
+    (recurrent_readout, ()), (nothing_dear, ()), (noisy_readout, ((1,),)), (watched, ()),
+    (alike, ())])
 def test_which_states_no_other_waits_for(step, strata):
     assert split(step).strata == strata
 
@@ -118,13 +124,14 @@ def test_the_turns_of_a_stratum_are_of_one_kernel(step, steps, turn):
     assert found == {1: 1, 5: turn}
 
 
+@pytest.mark.parametrize('unroll', [1, 5])
 @pytest.mark.parametrize('step', [
-    readout, scaled_readout, feed_forward, read_back, noisy_readout, alike])
-def test_the_states_are_the_same(float64, step):
+    readout, fed_through, scaled_readout, feed_forward, read_back, noisy_readout, alike])
+def test_the_states_are_the_same(float64, step, unroll):
     rng = np.random.RandomState(1)
     x, h, r = rng.randn(T, N), rng.randn(N), rng.randn(N)
     weights = [rng.randn(N, N) / 2, rng.randn(N, N)]
-    phases = split(step)
+    phases = split(step, unroll=unroll)
     core, kept = [(h, r)[i] for i in phases.core], []
     for one in x:
         core, _, more = phases.simulate(weights, [one], core, {})
