@@ -91,7 +91,8 @@ def _over(a: float | None, b: float | None) -> float | None:
 def _ratio(value: float | None, bar: float | None) -> str:
     if value is None:
         return '-'
-    return f'{value:.3g}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
+    digits = f'{value:.3g}' if value < 1000 else f'{value:.0f}'
+    return f'{digits}x' + ('' if bar is None else f' ({"met" if value >= bar else "MISSED"} '
                               f'{bar:g})')
 
 

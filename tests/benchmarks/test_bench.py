@@ -40,6 +40,12 @@ def test_a_row_from_end_to_end():
     assert 'MISSED' in report.markdown([figures]) and 'tiny' in report.table([figures])
 
 
+@pytest.mark.parametrize(('upstream', 'ratio'), [(15.04, '15x'), (206.4, '206x'), (1005., '1005x')])
+def test_a_ratio_is_written_out(upstream, ratio):
+    row = measure.Row(TINY, seconds={'upstream': [upstream], 'traceops': [1.]})
+    assert f'| {ratio} (MISSED' in report.markdown([report.figures(row)])
+
+
 def test_aims_are_of_the_cpu(monkeypatch):
     """Elsewhere a row is to be no slower than upstream."""
     row = measure.Row(TINY, seconds={'upstream': [1.], 'traceops': [2.], 'free': [.5]})
