@@ -129,15 +129,6 @@ class Phases:
         return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
                 for i, a in once.items()}
 
-    def counted(self, constant: Sequence[Any], first: Sequence[Any],
-                steps: int) -> dict[int, Any]:
-        """What counts steps, after so many, by number."""
-        leave, enter = ([a[i] for i in self.counting] for a in (self._leaving, self._entering))
-        eqns, _ = backward_slice(self.closed.jaxpr, leave)
-        after = part(self.closed, [*self._in(self.constant), *enter], leave, eqns)(
-            *constant, *(first[i] for i in self.counting))
-        return {i: a + (steps - 1) for i, a in zip(self.counting, after, strict=True)}
-
     def panels(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
         """Of each product that is taken in panels: the panels of its weights."""
         weights = self._same(constant, [eqn.invars[1] for eqn in self.panelled])
@@ -194,7 +185,7 @@ class Phases:
 
     def settle(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
                first: Sequence[Any]) -> Settled:
-        """The states of the strata, from the ``slices`` and ``kept``, ``[T, ...]``.
+        """The states of the strata, from the ``slices`` and ``kept``, ``[T, ...]``; the count.
 
         ``first``: the carried inputs of the first step, all of them.
         """
@@ -205,7 +196,17 @@ class Phases:
         totals = Totals(self)
         for stratum in self.strata:
             settled.last.update(self._settle(stratum, constant, settled, start, totals))
+        settled.last.update(self._counted(constant, first, slices[0].shape[0]))
         return settled
+
+    def _counted(self, constant: Sequence[Any], first: Sequence[Any],
+                 steps: int) -> dict[int, Any]:
+        """What counts steps, after so many, by number."""
+        leave, enter = ([a[i] for i in self.counting] for a in (self._leaving, self._entering))
+        eqns, _ = backward_slice(self.closed.jaxpr, leave)
+        after = part(self.closed, [*self._in(self.constant), *enter], leave, eqns)(
+            *constant, *(first[i] for i in self.counting))
+        return {i: a + (steps - 1) for i, a in zip(self.counting, after, strict=True)}
 
     def _first(self, constant: Sequence[Any], start: dict[Any, Any]) -> dict[Any, Any]:
         """What entered the first step, with what is made of it."""

@@ -112,7 +112,7 @@ class StepProgram:
                 constant, same, [first[i] for i in self.phases.core], xs,
                 None if back else fold)
             settled = self.phases.settle(constant, slices, kept, first)
-            states = self._after(settled, core, states, steps)
+            states = self._after(settled, core, states)
         else:
             settled = self.phases.recall(constant, slices, recorded, first)
         later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
@@ -136,12 +136,11 @@ class StepProgram:
         core, kept, *_ = self._simulated(
             constant, {}, [first[i] for i in self.phases.core], xs, None)
         settled = self.phases.settle(constant, jax.tree.leaves(xs), kept, first)
-        return (self._after(settled, core, states, jax.tree.leaves(xs)[0].shape[0]),
+        return (self._after(settled, core, states),
                 [settled.stacks[v] for v in self.phases.recorded])
 
-    def _after(self, settled: Settled, core: list[Any], states: Any, steps: int) -> Any:
-        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True)),
-                **self.phases.counted(self._constant(), jax.tree.leaves(states), steps)}
+    def _after(self, settled: Settled, core: list[Any], states: Any) -> Any:
+        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True))}
         return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,

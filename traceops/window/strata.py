@@ -18,7 +18,8 @@ from traceops.window.jaxprs import backward_slice, reached
 
 __all__ = ['strata_of', 'turn_of']
 
-#: Equations that one kernel of a GPU may hold, and elements that it computes in no time.
+#: Equations that one kernel of a GPU may hold, and elements, times the steps that each is computed
+#: from and those of the turn, that take it no time.
 _OF_A_KERNEL, _AT_ONCE = 128, 2 ** 22
 
 
