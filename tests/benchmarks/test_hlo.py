@@ -82,13 +82,13 @@ def test_a_loop_of_unknown_length_is_said_to_be_one():
 
 def test_of_branches_the_dearest_counts():
     text = TEXT.replace('''  %product = ''', '''  %maybe = f32[8] conditional(%start, %a), \
-branch_computations={%cheap, %dear}
+branch_computations={%cheap, %expensive}
   %product = ''').replace('ENTRY', '''%cheap (q: f32[8]) -> f32[8] {
   %q = f32[8]{0} parameter(0)
   ROOT %one = f32[8]{0} negate(%q)
 }
 
-%dear (q.1: f32[50,8]) -> f32[50,8] {
+%expensive (q.1: f32[50,8]) -> f32[50,8] {
   %q.1 = f32[50,8]{1,0} parameter(0)
   ROOT %other = f32[50,8]{1,0} negate(%q.1)
 }

@@ -15,7 +15,7 @@ import saiunit as u
 import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import of_case
-from traceops.window.step import Step
+from traceops.engine.step import Step
 
 
 def hand_driven(compiler, net, vmap, rule='D_RTRL'):

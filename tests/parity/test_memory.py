@@ -15,10 +15,10 @@ from tests.parity.harness import compiled, start
 from tests.parity.nets import NETS
 from traceops.benchmarks import measure
 from traceops.benchmarks.cases import Case
+from traceops.compiler.program import trace_step
+from traceops.compiler.shared_signal import SharedSignal
 from traceops.host import drive
 from traceops.host.rules import make_rule
-from traceops.window.multiples import Multiple
-from traceops.window.program import trace_step
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +52,10 @@ def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     assert all(r.kept_bytes == 0 < r.trace_bytes for r in traceops.explain(run.learner).rows)
 
 
-@pytest.mark.parametrize('rule, name, kept, multiples', [
+@pytest.mark.parametrize('rule, name, kept, shared_signals', [
     ('d_rtrl', 'lif', 1, 0), ('d_rtrl', 'alif', 1, 0), ('es', 'alif', 1, 1),
     ('es', 'two-layer', 1, 3)])
-def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, multiples):
+def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, shared_signals):
     """However many states it has; under ES-D-RTRL only of those that a product reads later."""
     programs = []
 
@@ -66,9 +66,9 @@ def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, multipl
     monkeypatch.setattr(drive, 'trace_step', noted)
     start(traceops.compile, NETS[name], rule, 8, True).grad()
     (program,) = programs
-    assert sum(v.aval.shape[-1] == nets.N for v in program.phases.kept) == kept
+    assert sum(v.aval.shape[-1] == nets.N for v in program.phases.residuals) == kept
     record = program.out_tree.unflatten(program.places)['record']
-    assert sum(isinstance(s, Multiple) for s in record['signal']) == multiples
+    assert sum(isinstance(s, SharedSignal) for s in record['signal']) == shared_signals
 
 
 def test_what_a_vmapped_alif_needs_does_not_grow_with_the_sequence():

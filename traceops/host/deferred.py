@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.shared_signal import SharedSignal
+from traceops.engine.step import GRADIENT
 from traceops.host import upstream
 from traceops.host.recorder import split_states
 from traceops.host.relations import stack_states
 from traceops.host.rules import make_rule
-from traceops.window.deferral import Learner, Product
-from traceops.window.flat import Value, read
-from traceops.window.multiples import Multiple
-from traceops.window.step import GRADIENT
+from traceops.loops.analysis import Learner, Product
+from traceops.loops.flat import Value, read
 
 __all__ = ['Deferred']
 
@@ -49,7 +49,7 @@ class _InLoop:
 
 
 class Deferred:
-    """One learner of the loop; see :class:`traceops.window.deferral.Learner`."""
+    """One learner of the loop; see :class:`traceops.loops.analysis.Learner`."""
 
     def __init__(self, found: Learner) -> None:
         assert found.update is not None
@@ -121,8 +121,8 @@ class Deferred:
             record = {**factors, **signals}
             if not self.rule.backward:
                 if not self.bypass:     # at hand: paired in the loop, and not recorded
-                    record['signal'] = [Multiple(s, None) for s in signals['signal']]
-                    signals = {'signal': [Multiple((), None) for _ in signals['signal']]}
+                    record['signal'] = [SharedSignal(s, None) for s in signals['signal']]
+                    signals = {'signal': [SharedSignal((), None) for _ in signals['signal']]}
                 folded, digested = self.rule.digest(folded, record)
                 record = {**digested, **signals}
             new.append(folded)

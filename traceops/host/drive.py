@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import saiunit as u
 
+from traceops.compiler.column_blocks import describe
+from traceops.compiler.program import Fold, StepProgram, trace_step
+from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
 from traceops.host.plan import at_once, form_of_loops, why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
-from traceops.window.panels import said_of
-from traceops.window.program import Fold, StepProgram, trace_step
-from traceops.window.schedule import choose_window, run_windows, run_windows_back
 
 __all__ = ['evolve', 'gradient']
 
@@ -73,8 +73,8 @@ def gradient(
             program = trace_step(
                 _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
                 tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
-                counter=learner.running_index, once=learner._recorder.once,
-                prompt=rule.prompt, **form_of_loops(learner.traceops_settings))
+                counter=learner.running_index, invariant=learner._recorder.invariant,
+                in_loop=rule.in_loop, **form_of_loops(learner.traceops_settings))
         if program.count != 1:
             return as_upstream(_count_reason(program.count))
         K, twice = _windows(rule, program, length)
@@ -87,7 +87,7 @@ def gradient(
 def _said(program: StepProgram, K: int, twice: bool = False) -> str:
     """What ``explain`` says of a call in windows."""
     length = f'{K} steps per window' + ', each simulated twice' * twice
-    return '; '.join([length, *said_of(len(program.phases.panelled))])
+    return '; '.join([length, *describe(len(program.phases.block_products))])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
@@ -280,7 +280,7 @@ def _count_reason(count: int | None) -> str:
 def _windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
     """Steps per window, and whether windows are simulated twice.
 
-    Windows from the last to the first are, unless what they are replayed from fits the budget;
+    Windows from the last to the first are, unless what they are recomputed from fits the budget;
     and where a window was asked for, so that memory is that of a window.
     """
     settings = rule.learner.traceops_settings

@@ -14,11 +14,11 @@ import jax
 from rich.table import Table
 
 from traceops import ops
+from traceops.compiler.column_blocks import describe
 from traceops.host import loops, patch, upstream
 from traceops.host.learners import FastLearner, FastVmap, is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.text import render
-from traceops.window.panels import said_of
 
 __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
 
@@ -120,7 +120,7 @@ class LoopsExplanation:
             lines.append('- at every step: the loop runs as it is written. If it only added the '
                          'gradients up (norms, clipping and updates after it), they could wait.')
         lines += [f'- {loop.where}: {said}' for loop in self.loops
-                  for said in (*said_of(loop.panelled), *_of_events(loop.events))]
+                  for said in (*describe(loop.block_products), *_of_events(loop.events))]
         return '\n'.join(lines)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from traceops.compiler.shared_signal import SharedSignal
 from traceops.host import upstream
 from traceops.host.relations import RelationView, split_states, stack_states
 from traceops.host.rule import Carry, Grads, Rule, following, whole
@@ -21,7 +22,6 @@ from traceops.kernels.es_trace_window.reference import (
 )
 from traceops.kernels.layout import steps_of
 from traceops.ops import es_trace_window
-from traceops.window.multiples import Multiple
 
 __all__ = ['FactorisedRule']
 
@@ -62,7 +62,8 @@ class FactorisedRule(Rule):
                 key, signal = view.factor_key(g), record['signal'][g]
                 new[key] = es_trace_step(record['D'][g], record['f'][key], inner['f'][key],
                                          self.learner.decay_f)
-                factor[key] = signal.paired(new[key]) if isinstance(signal, Multiple) else new[key]
+                shared = isinstance(signal, SharedSignal)
+                factor[key] = signal.paired(new[key]) if shared else new[key]
         low_pass = {k: (self.learner.decay_x * a + record['x'][k]).astype(a.dtype)
                     for k, a in inner['x'].items()}
         return {'f': new, 'x': low_pass}, {'x': {**record['x'], **low_pass}, 'factor': factor}
@@ -132,7 +133,7 @@ class FactorisedRule(Rule):
         plain, before = 0., None
         for g, key in keys:
             signal, factor = record['signal'][g], record['factor'][key]
-            if isinstance(signal, Multiple):
+            if isinstance(signal, SharedSignal):
                 signal, factor = (signal.like(factor),), (factor,)
             if self.bypass:         # a signal on h_{t-1} pairs with the factors of step t-1
                 bypass = whole(record['bypass'][g], steps)

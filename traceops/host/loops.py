@@ -4,7 +4,7 @@
 
 ``jax.lax.scan`` is underneath ``brainstate.transform.scan``, ``for_loop`` and every loop written
 by hand. :func:`scan` stands in its place: it traces the body once, looks for a learner's steps
-(:mod:`traceops.window.step`), asks :mod:`traceops.window.deferral` whether their gradients can
+(:mod:`traceops.engine.step`), asks :mod:`traceops.loops.analysis` whether their gradients can
 wait, and runs the loop without traces, a window at a time. Every other loop is the original's.
 """
 
@@ -19,14 +19,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.engine.windows import choose_window
 from traceops.host.deferred import Deferred
 from traceops.host.plan import form_of_loops, why_short
 from traceops.host.relations import event_weights
 from traceops.host.steps import loops_are_watched, unwatched
-from traceops.window.deferral import Analysis, Learner, owners_in
-from traceops.window.flat import Value, flatten, read
-from traceops.window.kept import Kept
-from traceops.window.schedule import choose_window
+from traceops.loops.analysis import Analysis, Learner, owners_in
+from traceops.loops.flat import Value, flatten, read
+from traceops.loops.rewrite import Kept
 
 __all__ = ['Loop', 'known', 'scan', 'watching']
 
@@ -47,7 +47,7 @@ class Loop:
         Learners whose gradients wait.
     kept : tuple of (str, str)
         Learners that run as they are written, and why.
-    panelled : int
+    block_products : int
         Products with large weights that are taken some columns at a time.
     events : tuple of str
         Parameters whose gradient is summed over spikes, where few are not zero.
@@ -58,7 +58,7 @@ class Loop:
     window: int | None
     deferred: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
-    panelled: int = 0
+    block_products: int = 0
     events: tuple[str, ...] = ()
 
 
@@ -89,7 +89,7 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
     if body is None or not owners_in(body.closed.jaxpr):
         return as_written()
     learners: Sequence[Learner] = ()
-    window, out, panelled = None, None, 0
+    window, out, block_products = None, None, 0
     try:
         analysis = Analysis(flatten(body.closed), len(body.init))
         analysis.learners = learners = [
@@ -98,12 +98,12 @@ def scan(original: Callable[..., Any], f: Callable[..., Any], init: Any, xs: Any
             for one in analysis.learners]
         loop = _DeferredLoop(original, body, analysis, steps, reverse, unroll)
         if loop.learners:
-            out, window, panelled = loop(), loop.window, loop.panelled
+            out, window, block_products = loop(), loop.window, loop.block_products
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
         learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
                     for one in learners]
     if learners:
-        _report(learners, steps, window, panelled)
+        _report(learners, steps, window, block_products)
     return as_written() if out is None else out
 
 
@@ -114,9 +114,10 @@ def _length(xs: Any, length: int | None) -> int:
     return length or 0
 
 
-def _report(learners: Sequence[Learner], steps: int, window: int | None, panelled: int) -> None:
+def _report(learners: Sequence[Learner], steps: int, window: int | None,
+            block_products: int) -> None:
     loop = Loop(
-        where=_caller(), steps=steps, window=window, panelled=panelled,
+        where=_caller(), steps=steps, window=window, block_products=block_products,
         deferred=tuple(_name(one.owner) for one in learners if not one.reason),
         kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason),
         events=tuple(dict.fromkeys(
@@ -202,7 +203,7 @@ class _DeferredLoop:
                        *analysis.flat.outputs[analysis.carries:],
                        *(v for one in self.learners for v in one.reads)]
         self.window = self._choose_window() if learners else 0
-        self.panelled = 0               # known once it has run
+        self.block_products = 0               # known once it has run
 
     def __call__(self) -> Any:
         # differentiated from outside, the loop is the one that was written
@@ -226,13 +227,13 @@ class _DeferredLoop:
     # -- the new loop ------------------------------------------------------------------------
 
     def _step(self, constants: dict[Value, Any], carry: Any, x: Any,
-              panels: dict[Value, list[Any]]) -> Any:
+              blocks: dict[Value, list[Any]]) -> Any:
         live, inners = carry
         analysis = self.analysis
         env = dict(constants)
         env.update(zip((analysis.entering[i] for i in self.live), live, strict=True))
         env.update(zip(analysis.flat.inputs[analysis.carries:], x, strict=True))
-        self.kept.run(env, self.wanted, panels)
+        self.kept.run(env, self.wanted, blocks)
         new = [read(env, analysis.leaving[i]) for i in self.live]
         ys = [read(env, v) for v in analysis.flat.outputs[analysis.carries:]]
         both = [one.digest(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
@@ -260,10 +261,10 @@ class _DeferredLoop:
         if self.reverse:
             xs = [jnp.flip(a, 0) for a in xs]
         forms = [form_of_loops(one.settings) for one in self.learners]
-        panels = {}
-        if all(form['panels'] for form in forms):
-            panels = self.kept.panels(lambda v: self.kept.constant(v, dict(constants)))
-        self.panelled = len(panels)
+        blocks = {}
+        if all(form['blocks'] for form in forms):
+            blocks = self.kept.blocks(lambda v: self.kept.constant(v, dict(constants)))
+        self.block_products = len(blocks)
         unroll = self.unroll
         if unroll == 1 and not isinstance(unroll, bool):        # True is to unroll all
             unroll = max(form['unroll'] for form in forms)
@@ -272,7 +273,7 @@ class _DeferredLoop:
             live, sums, carries = full
             inners = [one.inner(c) for one, c in zip(self.learners, carries, strict=True)]
             (live, _inners), (ys, records) = self.original(
-                lambda c, x: self._step(constants, c, x, panels), (live, inners), xs_w,
+                lambda c, x: self._step(constants, c, x, blocks), (live, inners), xs_w,
                 length=count, unroll=unroll)
             solved, after = {}, []
             known = dict(constants)

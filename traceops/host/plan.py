@@ -12,7 +12,7 @@ import jax
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'TURN', 'Plan', 'at_once',
+__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan', 'at_once',
            'form_of_loops', 'make_plan', 'why_short', 'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
@@ -26,7 +26,7 @@ SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
 
 #: Steps in a turn of a loop over time where launches are what costs (`traceops programs` counts
 #: them). Longer turns save few more, and move more bytes to store what they keep.
-TURN = 5
+UNROLL = 5
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
 _REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
@@ -60,16 +60,16 @@ def at_once(settings: Any) -> bool:
 
 
 def form_of_loops(settings: Any) -> dict[str, Any]:
-    """What :func:`~traceops.window.program.trace_step` is told of the loops over time."""
+    """What :func:`~traceops.compiler.program.trace_step` is told of the loops over time."""
     together = at_once(settings)
-    return {'panels': not together, 'unroll': TURN if together else 1}
+    return {'blocks': not together, 'unroll': UNROLL if together else 1}
 
 
 def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
     """Why upstream's ES-D-RTRL is as fast for so few steps, if it is.
 
     What a window costs beside its steps is then as much as it saves; not with lanes (on jax 0.10
-    upstream's step is 3.5 times as dear).
+    upstream's step is 3.5 times as expensive).
     """
     short = SHORT if _one_state(learner) else min(SHORT, SHORT_OF_MORE)
     if (steps >= short or (steps > 1 and weight_bytes(learner) > SMALL)
@@ -97,7 +97,7 @@ _ASKING = 'traceops.configure(window=...) asks for the window'
 
 
 def _window_is_better(learner: Any, lanes: bool) -> bool:
-    """However short: it was asked for, or upstream's step is dear."""
+    """However short: it was asked for, or upstream's step is expensive."""
     settings = learner.traceops_settings
     return lanes or settings.window is not None or at_once(settings)
 

@@ -53,7 +53,7 @@ class Recorder:
         return {**self.ports, **{f'tape{i}': state for i, state in enumerate(self.tape)}}
 
     @property
-    def once(self) -> tuple[Any, ...]:
+    def invariant(self) -> tuple[Any, ...]:
         """Of the tape: factors and Jacobians, which may be the same at every step."""
         places = self._tree.unflatten(range(len(self.tape)))
         return tuple(self.tape[i] for i in jax.tree.leaves((places['f'], places['D'])))

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.spikes import has_spikes
+from traceops.engine.weight_vjp import input_dependent, weight_vjp
 from traceops.host import upstream
-from traceops.window.spikes import has_spikes
-from traceops.window.weight_vjp import input_dependent, weight_vjp
 
 __all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
            'stack_states', 'weight_bytes']

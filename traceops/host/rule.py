@@ -83,7 +83,7 @@ class Rule(abc.ABC):
         return self.folds
 
     @property
-    def prompt(self) -> tuple[Any, ...]:
+    def in_loop(self) -> tuple[Any, ...]:
         """Of the tape, what is had in the loop that simulates: what is digested there."""
         return self.learner._recorder.tape if self.folds and not self.backward else ()
 

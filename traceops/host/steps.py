@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A fast learner's single step, through the primitives of :mod:`traceops.window.step`."""
+"""A fast learner's single step, through the primitives of :mod:`traceops.engine.step`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, Step
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views
 from traceops.host.trace_pass import TracePass, pair_dense
@@ -22,7 +23,6 @@ from traceops.kernels.d_trace_window.launch import MAX_STATES
 from traceops.ops import choice
 from traceops.ops.primitive import OPERATIONS
 from traceops.ops.report import why
-from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, Step
 
 __all__ = ['Steps', 'loops_are_watched', 'unwatched']
 

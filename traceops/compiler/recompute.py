@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of all steps of a window before its replay, and what the replay gives."""
+"""What is known of all steps of a window before recomputation, and what that gives."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ['Replay', 'Settled']
+__all__ = ['Recomputed', 'WindowValues']
 
 
 @dataclasses.dataclass(frozen=True)
-class Settled:
-    """What is known of all steps before the replay.
+class WindowValues:
+    """What is known of all steps before the recomputation.
 
     Attributes
     ----------
     stacks : dict of variables to arrays, ``[T, ...]``
-        Slices, what was kept, states of strata; and of what is carried, what entered a step.
+        Slices, what was residuals, downstream states; and of what is carried, what entered a step.
     earlier : dict of variables to pairs of arrays
         Of what entered: the array of which it is the step before, and what entered the first.
     last : dict of int to array
@@ -41,8 +41,8 @@ class Settled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Replay:
-    """What :meth:`Phases.replay` gives.
+class Recomputed:
+    """What :meth:`StepPartition.recompute` gives.
 
     Attributes
     ----------

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.window.program import Fold, StepProgram
+from traceops.compiler.program import Fold, StepProgram
 
 __all__ = ['choose_window', 'run_windows', 'run_windows_back']
 
@@ -92,7 +92,7 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
     """The same with the windows taken from the last to the first.
 
     A first run only simulates. The states at the start of each window are kept from it, and each
-    window is simulated again when its turn comes; with ``record`` what a window is replayed from
+    window is simulated again when its turn comes; with ``record`` what a window is recomputed from
     is kept as well, and it is not. ``carry`` then passes from a window to the one before it.
     Parameters and results as for :func:`run_windows`.
     """

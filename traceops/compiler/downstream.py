@@ -3,9 +3,9 @@
 """Which states that pass from step to step no other state waits for.
 
 A readout integrates spikes and feeds nothing back; a layer of a network without recurrence waits
-for the one before it and for itself. What is dear in such a state (the product with its weights)
-need not be had in the loop over time: of all steps at once it is faster, and a loop of its own
-then integrates it.
+for the one before it and for itself. What is expensive in such a state (the product with its
+weights) need not be computed in the loop over time: of all steps at once it is faster, and a loop
+of its own then integrates it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from traceops.window.jaxprs import backward_slice, reached
+from traceops.compiler.jaxpr import backward_slice, reached
 
-__all__ = ['strata_of', 'turn_of']
+__all__ = ['downstream_groups', 'unroll_of']
 
 #: Equations that one kernel of a GPU may hold, and elements, times the steps that each is computed
 #: from and those of the turn, that take it no time.
 _OF_A_KERNEL, _AT_ONCE = 128, 2 ** 22
 
 
-def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
-              prompt: Sequence[Any], is_dear: Callable[[Any], bool],
-              varying: Sequence[Any]) -> list[tuple[int, ...]]:
+def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
+                      in_loop: Sequence[Any], is_expensive: Callable[[Any], bool],
+                      varying: Sequence[Any]) -> list[tuple[int, ...]]:
     """Groups of states, by number, each of which can be had after those before it.
 
     Parameters
@@ -34,9 +34,9 @@ def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
         A step.
     leaving, entering : sequence of variables
         Of each state, after and before the step.
-    prompt : sequence of variables
+    in_loop : sequence of variables
         What else is had in the loop over time.
-    is_dear : callable
+    is_expensive : callable
         Whether an equation is.
     varying : sequence of variables
         Inputs that differ from step to step.
@@ -45,35 +45,35 @@ def strata_of(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
     -------
     list of tuple of int
         What is in no group stays in the loop: what others there wait for, or the loop's own
-        effects; whose own value makes something dear; or that has nothing dear of its own.
+        effects; what something expensive is made of; or what has nothing expensive of its own.
     """
     reads = {i: _read(jaxpr, [v], entering) for i, v in enumerate(leaving)}
-    reads[-1] = _read(jaxpr, prompt, entering, effects=True)
+    reads[-1] = _read(jaxpr, in_loop, entering, effects=True)
     closure = {i: _closure(reads, i) for i in range(len(leaving))}
     groups = {frozenset({i, *(j for j in found if i in closure[j])})
               for i, found in closure.items()}
     stays = set(range(len(leaving)))
-    strata: list[tuple[int, ...]] = []
+    downstream: list[tuple[int, ...]] = []
     # what waits for most comes first
     for group in sorted(groups, key=lambda g: (-len(closure[min(g)] | g), min(g))):
         others = stays - group
         if any(reads[i] & group for i in (*others, -1)):
             continue
         eqns, _ = backward_slice(jaxpr, [leaving[i] for i in group])
-        there, _ = backward_slice(jaxpr, [*(leaving[i] for i in others), *prompt], effects=True)
-        own = [e for e in eqns if is_dear(e) and not any(e is other for other in there)]
+        there, _ = backward_slice(jaxpr, [*(leaving[i] for i in others), *in_loop], effects=True)
+        own = [e for e in eqns if is_expensive(e) and not any(e is other for other in there)]
         recurrent = reached(eqns, [entering[i] for i in group])
         changing = reached(eqns, varying)
         if not any(v in changing for e in own for v in e.outvars):
             continue
-        if any(e.effects or (is_dear(e) and v in recurrent) for e in eqns for v in e.outvars):
+        if any(e.effects or (is_expensive(e) and v in recurrent) for e in eqns for v in e.outvars):
             continue
-        strata.insert(0, tuple(sorted(group)))
+        downstream.insert(0, tuple(sorted(group)))
         stays = others
-    return strata
+    return downstream
 
 
-def turn_of(equations: int, size: int, steps: int, unroll: int) -> int:
+def unroll_of(equations: int, size: int, steps: int, unroll: int) -> int:
     """Steps in a turn of the loop of a group, of so many ``equations`` and elements a step.
 
     Where the loops over time take turns of ``unroll`` steps, as many as make one kernel: nothing

@@ -1,28 +1,35 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a step adds up over time, from the replay of all steps."""
+"""What a step adds up over time, from the recomputation of all steps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from traceops.window.jaxprs import reached
+from traceops.compiler.jaxpr import reached
 
-if TYPE_CHECKING:
-    from traceops.window.phases import Phases
-
-__all__ = ['Totals']
+__all__ = ['StepSums']
 
 #: Linear in their only operand, axis 0 of which may be summed before or after.
 _LINEAR = frozenset(
     'broadcast_in_dim convert_element_type copy neg reduce_sum reshape squeeze transpose'.split())
 
 
-class Totals:
+class StepSums:
     """Sums over steps, taken as early as linearity allows.
+
+    Parameters
+    ----------
+    eqns : sequence of equations
+        What is recomputed of all steps, in order.
+    varying : iterable of variables
+        What they read that differs from step to step.
+    summed : iterable of variables
+        What is wanted added up over steps.
 
     Attributes
     ----------
@@ -30,14 +37,13 @@ class Totals:
         Those whose stacks are needed, and those the same at every step.
     """
 
-    def __init__(self, phases: Phases) -> None:
-        self.producer = {v: e for e in phases.replayed for v in e.outvars}
-        self.varies = reached(phases.replayed, [
-            *phases._in(phases.varying), *phases.kept, *phases.entered])
+    def __init__(self, eqns: Sequence[Any], varying: Iterable[Any], summed: Iterable[Any]) -> None:
+        self.producer = {v: e for e in eqns for v in e.outvars}
+        self.varies = reached(eqns, varying)
         self.needed: list[Any] = []
         self.fixed: list[Any] = []
-        for i in phases.summed:
-            self._collect(phases.closed.jaxpr.outvars[i])
+        for v in summed:
+            self._collect(v)
 
     def vary(self, var: Any) -> bool:
         """Whether a variable differs from step to step."""

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from traceops.window.jaxprs import inlined
-from traceops.window.phases import split_step
-from traceops.window.strata import turn_of
+from traceops.compiler.downstream import unroll_of
+from traceops.compiler.jaxpr import inlined
+from traceops.compiler.partition import partition_step
 
 T, N = 5, 3
 
@@ -72,23 +72,23 @@ def alike(x, h, r, W, V):
     return h, h
 
 
-def split(step, prompt=(), unroll=1):
+def split(step, in_loop=(), unroll=1):
     args = [jnp.zeros(N)] * 3 + [jnp.zeros((N, N))] * 2
     closed = inlined(jax.make_jaxpr(lambda *a: (*step(*a), a[2] * 2.))(*args))
-    return split_step(closed, (0, 1, 2), (0, 1), () if prompt else (2,), (), prompt,
+    return partition_step(closed, (0, 1, 2), (0, 1), () if in_loop else (2,), (), in_loop,
                       unroll=unroll)
 
 
-@pytest.mark.parametrize('step, strata', [
+@pytest.mark.parametrize('step, downstream', [
     (readout, ((1,),)), (fed_through, ((1,),)), (feed_forward, ((0,), (1,))), (read_back, ()),
     (recurrent_readout, ()), (nothing_dear, ()), (noisy_readout, ((1,),)), (watched, ()),
     (alike, ())])
-def test_which_states_no_other_waits_for(step, strata):
-    assert split(step).strata == strata
+def test_which_states_no_other_waits_for(step, downstream):
+    assert split(step).downstream == downstream
 
 
 def test_what_is_wanted_promptly_waits():
-    assert split(readout, prompt=(2,)).strata == ()
+    assert split(readout, in_loop=(2,)).downstream == ()
 
 
 def scaled_readout(x, h, r, W, V):
@@ -97,13 +97,13 @@ def scaled_readout(x, h, r, W, V):
 
 
 def test_no_array_of_steps_and_weights():
-    """What is dear and made of weights alone is the same at every step."""
+    """What is expensive and made of weights alone is the same at every step."""
     phases = split(scaled_readout)
-    assert phases.strata == ((1,),)
-    args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], [jnp.ones((T, N))] * len(phases.kept), [
+    assert phases.downstream == ((1,),)
+    args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], [jnp.ones((T, N))] * len(phases.residuals), [
         jnp.ones(N)] * 2
-    made = jax.make_jaxpr(lambda *args: phases.replay(
-        args[0], phases.settle(*args)).stacked)(*args)
+    made = jax.make_jaxpr(lambda *args: phases.recompute(
+        args[0], phases.run_downstream(*args)).stacked)(*args)
     assert any(v.aval.shape == (T, N) for e in made.eqns for v in e.outvars)
     assert not any(v.aval.shape == (T, N, N) for e in made.eqns for v in e.outvars)
 
@@ -112,14 +112,14 @@ def test_no_array_of_steps_and_weights():
     (readout, 7, 7), (readout, 50, 50), (readout, 500, 63), (spiking_readout, 50, 5)])
 def test_the_turns_of_a_stratum_are_of_one_kernel(step, steps, turn):
     """Where loops take turns: as long ones as make a kernel of that many equations."""
-    assert turn_of(2, 2 ** 14, steps, 5) == {7: 7, 50: 13, 500: 16}[steps]      # a large state
-    assert turn_of(2, 2 ** 30, steps, 5) == (5 if steps > 7 else 4)
+    assert unroll_of(2, 2 ** 14, steps, 5) == {7: 7, 50: 13, 500: 16}[steps]      # a large state
+    assert unroll_of(2, 2 ** 30, steps, 5) == (5 if steps > 7 else 4)
     found = {}
     for unroll in (1, 5):
         phases = split(step, unroll=unroll)
         given = [jnp.ones((N, N))] * 2, [jnp.ones((steps, N))], [jnp.ones((steps, N))] * len(
-            phases.kept), [jnp.ones(N)] * 2
-        made = jax.make_jaxpr(lambda *a, phases=phases: phases.settle(*a).last)(*given)
+            phases.residuals), [jnp.ones(N)] * 2
+        made = jax.make_jaxpr(lambda *a, phases=phases: phases.run_downstream(*a).last)(*given)
         (found[unroll],) = [e.params['unroll'] for e in made.eqns if e.primitive.name == 'scan']
     assert found == {1: 1, 5: turn}
 
@@ -132,23 +132,23 @@ def test_the_states_are_the_same(float64, step, unroll):
     x, h, r = rng.randn(T, N), rng.randn(N), rng.randn(N)
     weights = [rng.randn(N, N) / 2, rng.randn(N, N)]
     phases = split(step, unroll=unroll)
-    core, kept = [(h, r)[i] for i in phases.core], []
+    core, residuals = [(h, r)[i] for i in phases.core], []
     for one in x:
         core, _, more = phases.simulate(weights, [one], core, {})
-        kept.append(more)
-    kept = [jnp.stack(a) for a in zip(*kept, strict=True)]
-    settled = phases.settle(weights, [x], kept, [h, r])
-    recorded = [settled.stacks[v] for v in phases.recorded]
-    recalled = phases.replay(weights, phases.recall(weights, [x], recorded, [h, r]))
-    replay = phases.replay(weights, settled)
+        residuals.append(more)
+    residuals = [jnp.stack(a) for a in zip(*residuals, strict=True)]
+    window_values = phases.run_downstream(weights, [x], residuals, [h, r])
+    recorded = [window_values.stacks[v] for v in phases.recorded]
+    recalled = phases.recompute(weights, phases.restore(weights, [x], recorded, [h, r]))
+    recompute = phases.recompute(weights, window_values)
     want, before = [h, r], []
     for one in x:
         before.append(want[1] * 2.)
         want = step(one, *want, *weights)
-    last = {**dict(zip(phases.core, core, strict=True)), **settled.last}
+    last = {**dict(zip(phases.core, core, strict=True)), **window_values.last}
     for i in (0, 1):
         assert np.linalg.norm(want[i]) > 0.1
         np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
-    np.testing.assert_allclose(replay.stacked[0], jnp.stack(before), rtol=1e-10)
-    np.testing.assert_array_equal(recalled.stacked[0], replay.stacked[0])
+    np.testing.assert_allclose(recompute.stacked[0], jnp.stack(before), rtol=1e-10)
+    np.testing.assert_array_equal(recalled.stacked[0], recompute.stacked[0])
     assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})] == [(N,), (N,)]

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.jaxpr import backward_slice, depends_on, inlined, part
 from traceops.ops import trace_gradient
 from traceops.ops.choice import by_platform
-from traceops.window.jaxprs import backward_slice, depends_on, inlined, part
 
 __all__ = ['input_dependent', 'weight_vjp']
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from traceops.window.deferral import NOWHERE, SUMS, Analysis, Learner, Product, Scale
-from traceops.window.flat import Constant, Node, Value, apply, evaluate, needed, read
-from traceops.window.panels import in_panels, panels_of, product
-from traceops.window.step import step_of
+from traceops.compiler.column_blocks import column_blocks_of, product, takes_column_blocks
+from traceops.engine.step import step_of
+from traceops.loops.analysis import NOWHERE, SUMS, Analysis, Learner, Product, Scale
+from traceops.loops.flat import Constant, Node, Value, apply, evaluate, needed, read
 
 __all__ = ['Kept']
 
@@ -46,24 +46,25 @@ class Kept:
     def _inputs(self, node: Node) -> list[Value]:
         return [v for v in node.inputs if v not in self.waits]
 
-    def panels(self, constant: Callable[[Value], Any]) -> dict[Value, list[Any]]:
-        """Of each product with large weights, their panels (:mod:`traceops.window.panels`)."""
+    def blocks(self, constant: Callable[[Value], Any]) -> dict[Value, list[Any]]:
+        """Of each product with large weights, the column blocks of the weights."""
         def varies(value: Value) -> bool:
             return not self.analysis.is_invariant(value)
 
-        return {n.outputs[0]: panels_of(constant(n.inputs[1])) for n in self.analysis.flat.nodes
-                if n not in self.removed and in_panels(n, n.inputs, varies)}
+        return {n.outputs[0]: column_blocks_of(constant(n.inputs[1]))
+                for n in self.analysis.flat.nodes
+                if n not in self.removed and takes_column_blocks(n, n.inputs, varies)}
 
     def run(self, env: dict[Value, Any], outputs: Sequence[Value],
-            panels: dict[Value, list[Any]]) -> None:
+            blocks: dict[Value, list[Any]]) -> None:
         """Compute what ``outputs`` need; waiting gradients count as zero."""
         nodes = [n for n in self.analysis.flat.nodes if n not in self.removed
                  and not all(v in self.waits for v in n.outputs)]
         for node in needed(nodes, outputs, self._inputs):
             zero = [v in self.waits for v in node.inputs]
-            if not panels.keys().isdisjoint(node.outputs):
+            if not blocks.keys().isdisjoint(node.outputs):
                 (out,) = node.outputs
-                env[out] = product(node, read(env, node.inputs[0]), panels[out])
+                env[out] = product(node, read(env, node.inputs[0]), blocks[out])
             elif not any(zero):
                 evaluate([node], env)
             elif node.name == 'concatenate':

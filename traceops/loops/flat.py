@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-from traceops.window.jaxprs import CALLS, changes_nothing
+from traceops.compiler.jaxpr import CALLS, changes_nothing
 
 __all__ = ['Constant', 'Flat', 'Node', 'Value', 'apply', 'evaluate', 'flatten', 'needed', 'read']
 

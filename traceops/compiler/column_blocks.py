@@ -4,7 +4,7 @@
 
 XLA's product copies all of the weights into blocks before it multiplies. Of weights larger than
 the cache that copy passes through memory at every step, and rows a multiple of 4 KiB apart fall
-into the same sets of the cache, so that it is slow much earlier. A panel of columns, contiguous,
+into the same sets of the cache, so that it is slow much earlier. A block of columns, contiguous,
 has neither. Each column is a sum of its own, in the same order: spikes, which may hang on its last
 bit, stay upstream's. (With the weights transposed a step is faster still, and they do not.)
 """
@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['WIDTH', 'in_panels', 'panels_of', 'product', 'said_of']
+__all__ = ['WIDTH', 'takes_column_blocks', 'column_blocks_of', 'product', 'describe']
 
-#: Columns of a panel: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a panel ends
+#: Columns of a block: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a block ends
 #: where a tile of the whole product does, and what is left over is the same in both. (448 to 768
-#: take the same time; each panel is a kernel to compile.)
+#: take the same time; each block is a kernel to compile.)
 WIDTH = 704
 
-#: Bytes of the weights from which on panels are faster, and those for rows that collide.
+#: Bytes of the weights from which on column blocks are faster, and those for rows that collide.
 _LARGE, _LARGE_COLLIDING = 12 * 2 ** 20, 4 * 2 ** 20
 _COLLIDING = 2 ** 12
 
@@ -32,7 +32,8 @@ _COLLIDING = 2 ** 12
 _ROWS = range(4, 64)
 
 
-def in_panels(operation: Any, operands: Sequence[Any], varies: Callable[[Any], bool]) -> bool:
+def takes_column_blocks(operation: Any, operands: Sequence[Any],
+                        varies: Callable[[Any], bool]) -> bool:
     """Whether an equation (or node) is a product with large weights, the same at every step."""
     if operation.primitive.name != 'dot_general':
         return False
@@ -47,20 +48,20 @@ def in_panels(operation: Any, operands: Sequence[Any], varies: Callable[[Any], b
     return inputs * row >= large and left.aval.size // inputs in _ROWS
 
 
-def panels_of(weights: Any) -> list[Any]:
+def column_blocks_of(weights: Any) -> list[Any]:
     """The columns of ``weights``, ``[inputs, outputs]``, :data:`WIDTH` at a time."""
     # the barrier keeps the copies out of the loop, and whole
     return [jax.lax.optimization_barrier(weights[:, start:start + WIDTH])
             for start in range(0, weights.shape[1], WIDTH)]
 
 
-def product(operation: Any, left: Any, panels: Sequence[Any]) -> Any:
+def product(operation: Any, left: Any, blocks: Sequence[Any]) -> Any:
     """What the operation makes of ``left`` and the weights."""
     return jnp.concatenate([
-        operation.primitive.bind(left, panel, **operation.params) for panel in panels], -1)
+        operation.primitive.bind(left, block, **operation.params) for block in blocks], -1)
 
 
-def said_of(count: int) -> list[str]:
-    """What ``explain`` says where ``count`` products are taken in panels."""
+def describe(count: int) -> list[str]:
+    """What ``explain`` says where ``count`` products are taken in column blocks."""
     return [f'{count} product{"s" * (count > 1)} with weights larger than the cache, '
             f'{WIDTH} columns at a time'] if count else []

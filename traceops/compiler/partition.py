@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step in two phases: what the next step waits for, and what can be had afterwards.
 
-*Simulate* computes the states that pass from step to step, and what is wanted promptly. *Replay*
+*Simulate* computes the states that pass from step to step, and what is wanted promptly. *Recompute*
 computes everything else (losses, learning signals, factors, Jacobians) from the inputs of the step
-and from what simulate keeps: the least of which no value would be dear to compute twice. Replay of
-one step needs no other step, so all steps are replayed at once, after the loop over time. States
-that no other state waits for are replayed too, each group in a loop of its own.
+and from the residuals: the smallest set of values from which it follows without computing anything
+expensive twice. Recomputing one step needs no other step, so all steps are recomputed at once,
+after the loop over time. States that no other state waits for (downstream states) are recomputed
+too, each group in a loop of its own.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
-from traceops.window.cut import least
-from traceops.window.jaxprs import backward_slice, depends_on, part, producers, reached
-from traceops.window.panels import in_panels, panels_of, product
-from traceops.window.replay import Replay, Settled
-from traceops.window.strata import strata_of, turn_of
-from traceops.window.totals import Totals
+from traceops.compiler.column_blocks import column_blocks_of, product, takes_column_blocks
+from traceops.compiler.downstream import downstream_groups, unroll_of
+from traceops.compiler.jaxpr import backward_slice, depends_on, part, producers, reached
+from traceops.compiler.recompute import Recomputed, WindowValues
+from traceops.compiler.residuals import minimum_cut
+from traceops.compiler.step_sums import StepSums
 
-__all__ = ['Phases', 'is_dear', 'split_step']
+__all__ = ['StepPartition', 'is_expensive', 'partition_step']
 
-#: Computed again rather than kept: one pass over their operands, fused with what reads them.
+#: Computed again rather than residuals: one pass over their operands, fused with what reads them.
 _CHEAP = frozenset('''
     abs add add_any and broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p
     cos div eq erf exp exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log log1p
@@ -43,7 +44,7 @@ _REDUCTIONS = frozenset('reduce_max reduce_min reduce_prod reduce_sum'.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Phases:
+class StepPartition:
     """A step cut in two; positions are those of the step's inputs and outputs.
 
     Attributes
@@ -51,23 +52,24 @@ class Phases:
     varying : tuple of int
         Inputs that differ from step to step; the others are *constant*. What is carried comes
         last; before it, slices of arrays over steps.
-    carried, prompt, stacked, fixed, summed : tuple of int
+    carried, in_loop, stacked, fixed, summed : tuple of int
         Outputs that pass on to the next step, that are wanted in the loop, that are wanted of
         each step, that are either but are the same at every step, and that are wanted added up
         over steps.
-    kept : tuple of variables
-        What replay begins with that differs from step to step, slices apart
-        (see :mod:`traceops.window.cut`).
+    residuals : tuple of variables
+        What recomputation begins with that differs from step to step, slices apart
+        (see :mod:`traceops.compiler.residuals`).
     entered : dict of variables
-        Carried inputs that replay reads, and what is made of nothing else: the kept values that
-        they are a step earlier.
-    strata : tuple of tuple of int
-        Numbers of carried outputs that replay computes as well, group by group, each in a loop of
-        its own: no other waits for them (see :mod:`traceops.window.strata`).
+        Carried inputs that recomputation reads, and what is made of nothing else: the residuals
+        that they are a step earlier.
+    downstream : tuple of tuple of int
+        Numbers of carried outputs that recomputation computes as well, group by group, each in a
+        loop of its own: no other waits for them (see :mod:`traceops.compiler.downstream`).
     counting : tuple of int
         Numbers of carried outputs that go up by one a step, and that nothing else reads.
-    panelled : tuple of equations
-        Products that the loop over time takes in panels (see :mod:`traceops.window.panels`).
+    block_products : tuple of equations
+        Products that the loop over time takes in column blocks
+        (see :mod:`traceops.compiler.column_blocks`).
     unroll : int
         Steps in a turn of a loop over time.
     """
@@ -75,17 +77,17 @@ class Phases:
     closed: ClosedJaxpr
     varying: tuple[int, ...]
     carried: tuple[int, ...]
-    prompt: tuple[int, ...]
+    in_loop: tuple[int, ...]
     stacked: tuple[int, ...]
     fixed: tuple[int, ...]
     summed: tuple[int, ...]
-    kept: tuple[Any, ...]
+    residuals: tuple[Any, ...]
     entered: dict[Any, Any]
-    strata: tuple[tuple[int, ...], ...]
+    downstream: tuple[tuple[int, ...], ...]
     counting: tuple[int, ...]
-    panelled: tuple[Any, ...]
+    block_products: tuple[Any, ...]
     simulation: tuple[Any, ...]
-    replayed: tuple[Any, ...]
+    recomputed: tuple[Any, ...]
     unroll: int
 
     @property
@@ -96,7 +98,7 @@ class Phases:
     @property
     def core(self) -> tuple[int, ...]:
         """Numbers of the carried outputs that pass on in the loop that simulates."""
-        apart = {i for group in (*self.strata, self.counting) for i in group}
+        apart = {i for group in (*self.downstream, self.counting) for i in group}
         return tuple(i for i in range(len(self.carried)) if i not in apart)
 
     @property
@@ -117,7 +119,7 @@ class Phases:
     def _out(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
 
-    def once(self, constant: Sequence[Any]) -> list[Any]:
+    def invariants(self, constant: Sequence[Any]) -> list[Any]:
         """The fixed outputs; of one that is the same everywhere, a number."""
         made_by = producers(self.closed.jaxpr)
         wanted = [_number(made_by, v) for v in self._out(self.fixed)]
@@ -129,48 +131,48 @@ class Phases:
         return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
                 for i, a in once.items()}
 
-    def panels(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
-        """Of each product that is taken in panels: the panels of its weights."""
-        weights = self._same(constant, [eqn.invars[1] for eqn in self.panelled])
-        of = {v: panels_of(value) for v, value in weights.items()}
-        return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.panelled}
+    def blocks(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
+        """Of each product that is taken in blocks: the column blocks of its weights."""
+        weights = self._same(constant, [eqn.invars[1] for eqn in self.block_products])
+        of = {v: column_blocks_of(value) for v, value in weights.items()}
+        return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.block_products}
 
     def advance(self, constant: Sequence[Any], slices: Sequence[Any], carried: Sequence[Any],
-                panels: dict[Any, list[Any]]) -> list[Any]:
+                blocks: dict[Any, list[Any]]) -> list[Any]:
         """All carried outputs of one step, and nothing else."""
         inputs = self._in((*self.constant, *self.varying))
         return self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
-                          self._leaving, (), panels)
+                          self._leaving, (), blocks)
 
     def simulate(self, constant: Sequence[Any], slices: Sequence[Any], core: Sequence[Any],
-                 panels: dict[Any, list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The core and the prompt outputs of one step, and what its replay will read."""
+                 blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The core and the in-loop outputs of one step, and what its recomputation will read."""
         inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
-        core_out, prompt = [self._leaving[i] for i in self.core], self._out(self.prompt)
+        core_out, in_loop = [self._leaving[i] for i in self.core], self._out(self.in_loop)
         out = self._loop(dict(zip(inputs, (*constant, *slices, *core), strict=True)),
-                         [*core_out, *prompt, *self.kept], self.kept, panels)
-        first, second = len(core_out), len(core_out) + len(prompt)
+                         [*core_out, *in_loop, *self.residuals], self.residuals, blocks)
+        first, second = len(core_out), len(core_out) + len(in_loop)
         return out[:first], out[first:second], out[second:]
 
-    def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], kept: Sequence[Any],
-              panels: dict[Any, list[Any]]) -> list[Any]:
+    def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], residuals: Sequence[Any],
+              blocks: dict[Any, list[Any]]) -> list[Any]:
         """What is ``wanted`` of one step of the loop over time.
 
-        What is kept is computed once, with the states that it is made of, before all that reads
+        A residual is computed once, with the states that it is made of, before all that reads
         them: left to itself, XLA fuses it into its readers (the state update, the copy that is
-        kept) and does the work twice, or updates a state in place that is read later, which it
+        residuals) and does the work twice, or updates a state in place that is read later, which it
         has to copy then.
         """
         states = [v for v in self._leaving if not isinstance(v, Literal)]
         for eqn in backward_slice(self.closed.jaxpr, wanted, effects=True)[0]:
-            if not panels.keys().isdisjoint(eqn.outvars):
-                out = [product(eqn, env[eqn.invars[0]], panels[eqn.outvars[0]])]
+            if not blocks.keys().isdisjoint(eqn.outvars):
+                out = [product(eqn, env[eqn.invars[0]], blocks[eqn.outvars[0]])]
             else:
                 read = [v for v in dict.fromkeys(
                     v for v in eqn.invars if not isinstance(v, Literal)) if v in env]
                 out = part(self.closed, read, eqn.outvars, [eqn])(*(env[v] for v in read))
             env.update(zip(eqn.outvars, out, strict=True))
-            if any(v in kept for v in eqn.outvars):
+            if any(v in residuals for v in eqn.outvars):
                 _, behind = backward_slice(self.closed.jaxpr, eqn.outvars, given=set(states))
                 once = [v for v in dict.fromkeys((*eqn.outvars, *states))
                         if v in behind and v in env]
@@ -180,24 +182,25 @@ class Phases:
 
     @property
     def recorded(self) -> tuple[Any, ...]:
-        """What replay needs of every step: what is kept, and the states of the strata."""
-        return (*self.kept, *(self._leaving[i] for stratum in self.strata for i in stratum))
+        """What recomputation needs of every step: what is residuals, and the downstream states."""
+        return (*self.residuals, *(self._leaving[i] for group in self.downstream for i in group))
 
-    def settle(self, constant: Sequence[Any], slices: Sequence[Any], kept: Sequence[Any],
-               first: Sequence[Any]) -> Settled:
-        """The states of the strata, from the ``slices`` and ``kept``, ``[T, ...]``; the count.
+    def run_downstream(self, constant: Sequence[Any], slices: Sequence[Any],
+                       residuals: Sequence[Any], first: Sequence[Any]) -> WindowValues:
+        """The downstream states, from ``slices`` and ``residuals``, ``[T, ...]``; the count.
 
         ``first``: the carried inputs of the first step, all of them.
         """
         start = dict(zip(self._entering, first, strict=True))
-        settled = Settled(
-            dict(zip((*self._slices, *self.kept), (*slices, *kept), strict=True)), {}, {})
-        settled.enter(self.entered, self._first(constant, start))
-        totals = Totals(self)
-        for stratum in self.strata:
-            settled.last.update(self._settle(stratum, constant, settled, start, totals))
-        settled.last.update(self._counted(constant, first, slices[0].shape[0]))
-        return settled
+        window_values = WindowValues(
+            dict(zip((*self._slices, *self.residuals), (*slices, *residuals), strict=True)), {}, {})
+        window_values.enter(self.entered, self._first(constant, start))
+        step_sums = self._step_sums()
+        for group in self.downstream:
+            window_values.last.update(
+                self._run_group(group, constant, window_values, start, step_sums))
+        window_values.last.update(self._counted(constant, first, slices[0].shape[0]))
+        return window_values
 
     def _counted(self, constant: Sequence[Any], first: Sequence[Any],
                  steps: int) -> dict[int, Any]:
@@ -216,40 +219,45 @@ class Phases:
             *constant, *start.values())
         return {**start, **dict(zip(made, values, strict=True))}
 
-    def recall(self, constant: Sequence[Any], slices: Sequence[Any], recorded: Sequence[Any],
-               first: Sequence[Any]) -> Settled:
-        """The same where the states of the strata were recorded as well."""
-        settled = Settled(dict(zip((*self._slices, *self.recorded), (*slices, *recorded),
-                                   strict=True)), {}, {})
-        of_strata = {self._entering[i]: self._leaving[i] for s in self.strata for i in s}
-        settled.enter({**self.entered, **of_strata},
-                      self._first(constant, dict(zip(self._entering, first, strict=True))))
-        return settled
+    def restore(self, constant: Sequence[Any], slices: Sequence[Any], recorded: Sequence[Any],
+                first: Sequence[Any]) -> WindowValues:
+        """The same where the downstream states were recorded as well."""
+        window_values = WindowValues(
+            dict(zip((*self._slices, *self.recorded), (*slices, *recorded), strict=True)), {}, {})
+        of_downstream = {self._entering[i]: self._leaving[i] for s in self.downstream for i in s}
+        window_values.enter({**self.entered, **of_downstream},
+                            self._first(constant, dict(zip(self._entering, first, strict=True))))
+        return window_values
 
-    def replay(self, constant: Sequence[Any], settled: Settled,
-               later: Sequence[int] = ()) -> Replay:
+    def recompute(self, constant: Sequence[Any], window_values: WindowValues,
+                  later: Sequence[int] = ()) -> Recomputed:
         """Everything else, of all steps at once.
 
-        ``later``: stacked outputs that are had a step at a time, from what is dear in them; the
-        rest of them is cheap. A sum over steps of a product (the gradient of a plain weight)
+        ``later``: stacked outputs that are had a step at a time, from what is expensive in them;
+        the rest of them is cheap. A sum over steps of a product (the gradient of a plain weight)
         becomes one product that contracts the steps too: no array of steps x weights appears.
         """
-        totals, stacks = Totals(self), settled.stacks
+        step_sums, stacks = self._step_sums(), window_values.stacks
         between, afterwards, needed = self._between(self._out(later), stacks)
         now = self._out(i for i in self.stacked if i not in later)
-        wanted = list(dict.fromkeys([*now, *totals.needed, *between]))
-        same = self._same(constant, [*totals.fixed, *(v for v in wanted if not totals.vary(v))])
+        wanted = list(dict.fromkeys([*now, *step_sums.needed, *between]))
+        same = self._same(
+            constant, [*step_sums.fixed, *(v for v in wanted if not step_sums.vary(v))])
         self._make(constant, stacks, [v for v in wanted if v not in same])
 
         given = [v for v in stacks if v in needed]
-        earlier = [v for v in given if v in settled.earlier]
-        given = [v for v in given if v not in settled.earlier]
+        earlier = [v for v in given if v in window_values.earlier]
+        given = [v for v in given if v not in window_values.earlier]
         run_later = part(self.closed, [*self._in(self.constant), *same, *given, *earlier],
                          self._out(later), afterwards)
-        return Replay([stacks[v] for v in now],
-                      [totals.of(v, stacks, same) for v in self._out(self.summed)],
-                      [stacks[v] for v in given], [settled.earlier[v] for v in earlier],
-                      lambda slices: run_later(*constant, *same.values(), *slices))
+        return Recomputed([stacks[v] for v in now],
+                          [step_sums.of(v, stacks, same) for v in self._out(self.summed)],
+                          [stacks[v] for v in given], [window_values.earlier[v] for v in earlier],
+                          lambda slices: run_later(*constant, *same.values(), *slices))
+
+    def _step_sums(self) -> StepSums:
+        return StepSums(self.recomputed, [*self._in(self.varying), *self.residuals, *self.entered],
+                        self._out(self.summed))
 
     def _make(self, constant: Sequence[Any], stacks: dict[Any, Any],
               wanted: Sequence[Any]) -> None:
@@ -259,13 +267,14 @@ class Phases:
         made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
         stacks.update(zip(wanted, made, strict=True))
 
-    def _settle(self, stratum: Sequence[int], constant: Sequence[Any], settled: Settled,
-                first: dict[Any, Any], totals: Totals) -> dict[int, Any]:
-        """Add stacks of the states of a stratum, before and after each step; the last of each."""
-        stacks = settled.stacks
-        enter, leave = ([a[i] for i in stratum] for a in (self._entering, self._leaving))
+    def _run_group(self, group: Sequence[int], constant: Sequence[Any],
+                   window_values: WindowValues,
+                   first: dict[Any, Any], step_sums: StepSums) -> dict[int, Any]:
+        """Add stacks of the states of a group, before and after each step; the last of each."""
+        stacks = window_values.stacks
+        enter, leave = ([a[i] for i in group] for a in (self._entering, self._leaving))
         between, eqns, needed = self._between(leave, [*stacks, *enter])
-        same = self._same(constant, [v for v in between if not totals.vary(v)])
+        same = self._same(constant, [v for v in between if not step_sums.vary(v)])
         self._make(constant, stacks, [v for v in between if v not in same])
         given = [v for v in stacks if v in needed]
         run = part(self.closed, [*self._in(self.constant), *same, *enter, *given], leave, eqns)
@@ -278,11 +287,11 @@ class Phases:
         start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
         slices = [stacks[v] for v in given]
         size = sum(v.aval.size for v in enter)
-        turn = turn_of(len(eqns), size, slices[0].shape[0], self.unroll)
+        turn = unroll_of(len(eqns), size, slices[0].shape[0], self.unroll)
         last, after = lax.scan(step, start, slices, unroll=turn)
         stacks.update(zip(leave, after, strict=True))
-        settled.enter(dict(zip(enter, leave, strict=True)), first)
-        return dict(zip(stratum, last, strict=True))
+        window_values.enter(dict(zip(enter, leave, strict=True)), first)
+        return dict(zip(group, last, strict=True))
 
     def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
         """Variables that are the same at every step, and their values."""
@@ -295,49 +304,50 @@ class Phases:
                  given: Iterable[Any]) -> tuple[list[Any], list[Any], set[Any]]:
         """What is computed of all steps at once for outputs had later, and what remains then.
 
-        That is what is dear in them, and what that is made of: an operand of a product is an
+        That is what is expensive in them, and what that is made of: an operand of a product is an
         array anyway.
         """
-        dear = {v for e in self.replayed if is_dear(e) for v in e.outvars}
-        stop = dear | set(given)
+        expensive = {v for e in self.recomputed if is_expensive(e) for v in e.outvars}
+        stop = expensive | set(given)
         made, _ = backward_slice(self.closed.jaxpr, later, given=set(given))
-        stop |= {v for e in made if is_dear(e) for v in e.invars if not isinstance(v, Literal)}
+        stop |= {v for e in made if is_expensive(e) for v in e.invars if not isinstance(v, Literal)}
         eqns, needed = backward_slice(self.closed.jaxpr, later, given=stop)
-        produced = (v for e in self.replayed for v in e.outvars)
+        produced = (v for e in self.recomputed for v in e.outvars)
         return [v for v in produced if v in stop and v in needed and v not in given], eqns, needed
 
 
-def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
-               stacked: Sequence[int], summed: Sequence[int],
-               prompt: Sequence[int] = (), counter: int | None = None,
-               panels: bool = False, unroll: int = 1) -> Phases:
+def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
+                   stacked: Sequence[int], summed: Sequence[int],
+                   in_loop: Sequence[int] = (), counter: int | None = None,
+                   blocks: bool = False, unroll: int = 1) -> StepPartition:
     """Cut a step in two.
 
     Parameters
     ----------
     closed : ClosedJaxpr
-        The step, without nested calls (see :func:`traceops.window.jaxprs.inlined`).
+        The step, without nested calls (see :func:`traceops.compiler.jaxpr.inlined`).
     varying : iterable of int
         Inputs that differ from step to step; the others are the same in all.
-    carried, stacked, summed, prompt : sequence of int
-        Outputs, as in :class:`Phases`; which of them are fixed is found out.
+    carried, stacked, summed, in_loop : sequence of int
+        Outputs, as in :class:`StepPartition`; which of them are fixed is found out.
     counter : int, optional
         The carried output that goes up by one a step.
-    panels : bool
-        Whether products with large weights are taken in panels.
+    blocks : bool
+        Whether products with large weights are taken in column blocks.
     unroll : int
         Steps in a turn of a loop over time.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
-    fixed = tuple(i for i in (*prompt, *stacked) if not depends_on(closed, i, varying))
-    prompt, stacked = (tuple(i for i in a if i not in fixed) for a in (prompt, stacked))
+    fixed = tuple(i for i in (*in_loop, *stacked) if not depends_on(closed, i, varying))
+    in_loop, stacked = (tuple(i for i in a if i not in fixed) for a in (in_loop, stacked))
     enter = [jaxpr.invars[i] for i in varying[len(varying) - len(carried):]]
     leave, now, later = (
-        [jaxpr.outvars[i] for i in a] for a in (carried, prompt, (*stacked, *summed)))
+        [jaxpr.outvars[i] for i in a] for a in (carried, in_loop, (*stacked, *summed)))
     now += [v for e in backward_slice(jaxpr, [*leave, *later])[0] if _is_random(e)
             for v in e.outvars]
-    strata = strata_of(jaxpr, leave, enter, now, is_dear, [jaxpr.invars[i] for i in varying])
-    apart = {i for stratum in strata for i in stratum}
+    downstream = downstream_groups(
+        jaxpr, leave, enter, now, is_expensive, [jaxpr.invars[i] for i in varying])
+    apart = {i for group in downstream for i in group}
     _, read = backward_slice(
         jaxpr, [v for p, v in enumerate(jaxpr.outvars) if p != counter], effects=True)
     counting = tuple(i for i, p in enumerate(carried) if p == counter and enter[i] not in read)
@@ -346,38 +356,41 @@ def split_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[in
     outvars = [*later, *(leave[i] for i in apart)]
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     varies = reached(simulation, [jaxpr.invars[i] for i in varying])
-    dear = {v for e in simulation if is_dear(e) for v in e.outvars if v in varies}
+    expensive = {v for e in simulation if is_expensive(e) for v in e.outvars if v in varies}
     passes = {o: v for o, v in core if not isinstance(o, Literal)
               and o in varies and o not in enter}
     slices = {jaxpr.invars[i] for i in varying[:len(varying) - len(carried)]}
     constant = {*jaxpr.constvars, *jaxpr.invars} - {jaxpr.invars[i] for i in varying}
-    kept, entered = _kept(jaxpr, simulation, outvars, core, passes, dear, constant, slices)
-    replayed, _ = backward_slice(jaxpr, outvars, given={*kept, *entered})
-    panelled = tuple(e for e in simulation
-                     if panels and in_panels(e, e.invars, varies.__contains__))
-    return Phases(closed, varying, tuple(carried), prompt, stacked, fixed, tuple(summed),
-                  tuple(kept), entered, tuple(strata), counting, panelled, tuple(simulation),
-                  tuple(replayed), unroll)
+    residuals, entered = _residuals(
+        jaxpr, simulation, outvars, core, passes, expensive, constant, slices)
+    recomputed, _ = backward_slice(jaxpr, outvars, given={*residuals, *entered})
+    block_products = tuple(e for e in simulation
+                           if blocks and takes_column_blocks(e, e.invars, varies.__contains__))
+    return StepPartition(
+        closed, varying, tuple(carried), in_loop, stacked, fixed, tuple(summed), tuple(residuals),
+        entered, tuple(downstream), counting, block_products, tuple(simulation),
+        tuple(recomputed), unroll)
 
 
-def _kept(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any], core: Sequence[Any],
-          passes: dict[Any, Any], dear: Set[Any], constant: Set[Any],
-          slices: Set[Any]) -> tuple[list[Any], dict[Any, Any]]:
-    """What the loop over time keeps for the replay, and what of it a step before enters."""
-    replayed, needed = backward_slice(jaxpr, outvars, given=dear | set(passes))
+def _residuals(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any],
+               core: Sequence[Any],
+               passes: dict[Any, Any], expensive: Set[Any], constant: Set[Any],
+               slices: Set[Any]) -> tuple[list[Any], dict[Any, Any]]:
+    """What the loop over time keeps for the recomputation, and what of it a step before enters."""
+    recomputed, needed = backward_slice(jaxpr, outvars, given=expensive | set(passes))
     sources = [*(v for _, v in core if v in needed),
                *(v for e in simulation for v in e.outvars
-                 if v in needed and (v in dear or v in passes))]
-    values = least(replayed, sources, passes, constant | slices, constant,
-                   {v for v in outvars if not isinstance(v, Literal)}, is_dear)
+                 if v in needed and (v in expensive or v in passes))]
+    values = minimum_cut(recomputed, sources, passes, constant | slices, constant,
+                         {v for v in outvars if not isinstance(v, Literal)}, is_expensive)
     _, needed = backward_slice(jaxpr, outvars, given={
         v for value in values for v in (value.now, value.before)})
-    kept, entered = [], {}
+    residuals, entered = [], {}
     for value in values:
         if value.now is not None and value.before in needed:
             entered[value.before] = value.now
-        kept.append(value.variable)
-    return kept, entered
+        residuals.append(value.variable)
+    return residuals, entered
 
 
 def _number(made_by: dict[Any, Any], var: Any) -> Any:
@@ -388,8 +401,8 @@ def _number(made_by: dict[Any, Any], var: Any) -> Any:
     return eqn.invars[0]
 
 
-def is_dear(eqn: Any) -> bool:
-    """Whether it is rather kept than computed twice."""
+def is_expensive(eqn: Any) -> bool:
+    """Whether its results are kept rather than computed twice."""
     name, reads, makes = eqn.primitive.name, eqn.invars, eqn.outvars
     return name not in _CHEAP and not (
         name in _REDUCTIONS and reads[0].aval.size == makes[0].aval.size)

@@ -11,10 +11,10 @@ import traceops
 from tests.parity.test_loops import compare as loop_is_upstreams
 from tests.parity.test_loops import tutorial
 from tests.parity.test_rules import compare
+from traceops.compiler import column_blocks
+from traceops.compiler.jaxpr import inlined
+from traceops.compiler.partition import partition_step
 from traceops.host.explain import LoopsExplanation
-from traceops.window import panels
-from traceops.window.jaxprs import inlined
-from traceops.window.phases import split_step
 
 
 def step(x, h, W):
@@ -32,7 +32,7 @@ def phases(batch, n_in, n, asked=True, step=step):
     x, h, W = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (
         (batch, n_in), (batch, n), (n_in + n, n)))
     closed = inlined(jax.make_jaxpr(step)(x, h, W))
-    return split_step(closed, (0, 1), (0,), (1,), (), panels=asked)
+    return partition_step(closed, (0, 1), (0,), (1,), (), blocks=asked)
 
 
 @pytest.mark.parametrize('batch, n_in, n, taken', [
@@ -40,8 +40,8 @@ def phases(batch, n_in, n, asked=True, step=step):
     (8, 50, 1024, True), (8, 50, 1000, False),          # 4 MiB: only with rows of 4 KiB
     (8, 50, 128, False), (1, 50, 2048, False), (64, 50, 2048, False)])
 def test_which_products(batch, n_in, n, taken):
-    assert bool(phases(batch, n_in, n).panelled) == taken
-    assert not phases(batch, n_in, n, asked=False).panelled
+    assert bool(phases(batch, n_in, n).block_products) == taken
+    assert not phases(batch, n_in, n, asked=False).block_products
 
 
 @pytest.mark.parametrize('n', [1024, 2000])
@@ -49,9 +49,10 @@ def test_the_numbers_are_those_of_the_whole_product(n):
     cut, whole = phases(8, 50, n), phases(8, 50, n, asked=False)
     rng = np.random.RandomState(0)
     W, x, h = (jnp.asarray(rng.randn(*s), jnp.float32) for s in ((50 + n, n), (8, 50), (8, n)))
-    taken = cut.panels([W])
+    taken = cut.blocks([W])
     (columns,) = taken.values()
-    assert [c.shape[1] for c in columns] == [*[704] * (n // 704), n % 704] and not whole.panels([W])
+    assert [c.shape[1] for c in columns] == [*[704] * (n // 704), n % 704]
+    assert not whole.blocks([W])
     for run in ('simulate', 'advance'):
         a, b = (jax.jit(getattr(p, run))([W], [x], [h], given)
                 for p, given in ((cut, taken), (whole, {})))
@@ -70,11 +71,11 @@ def test_spikes_are_those_of_the_whole_product(n):
 
     def spikes(p):
         def run(W, xs, h):
-            given = p.panels([W])
+            given = p.blocks([W])
             return jax.lax.scan(lambda h, x: 2 * (p.simulate([W], [x], h, given)[0],), [h], xs)[1]
         return jax.jit(run)(W, xs, h)[0] > 1
     a, b = spikes(cut), spikes(whole)
-    assert cut.panelled and not whole.panelled
+    assert cut.block_products and not whole.block_products
     assert (a == b).all() and 0.02 < a[1:].mean() < 0.6
 
 
@@ -82,7 +83,7 @@ def test_weights_are_cut_outside_of_the_loop():
     cut = phases(8, 50, 1024)
 
     def loop(W, xs, h):
-        given = cut.panels([W])
+        given = cut.blocks([W])
         return jax.lax.scan(
             lambda h, x: (cut.simulate([W], [x], [h], given)[0][0], None), h, xs)[0]
 
@@ -97,15 +98,15 @@ def test_weights_are_cut_outside_of_the_loop():
 def small_cache(monkeypatch):
     """Nets small enough for upstream, as if the cache were smaller still; products it cuts."""
     for name, value in (('WIDTH', 2), ('_LARGE', 0), ('_ROWS', range(1, 64))):
-        monkeypatch.setattr(panels, name, value)
+        monkeypatch.setattr(column_blocks, name, value)
     cut = []
-    for module in ('phases', 'kept'):
-        monkeypatch.setattr(f'traceops.window.{module}.product',
-                            lambda *args: cut.append(1) or panels.product(*args))
+    for module in ('compiler.partition', 'loops.rewrite'):
+        monkeypatch.setattr(f'traceops.{module}.product',
+                            lambda *args: cut.append(1) or column_blocks.product(*args))
     return cut
 
 
-@pytest.mark.cpu('panels are for a CPU')
+@pytest.mark.cpu('column blocks are for a CPU')
 @pytest.mark.parametrize('net, rule, carry', [
     ('alif', 'd_rtrl', True), ('lif', 'es', True), ('gru', 'd_rtrl', False),
     pytest.param('two-layer', 'es', True, marks=pytest.mark.slow)])
@@ -116,8 +117,8 @@ def test_training(float64, small_cache, net, rule, carry):
         traceops.explain(ours.learner))
 
 
-@pytest.mark.cpu('panels are for a CPU')
+@pytest.mark.cpu('column blocks are for a CPU')
 def test_a_loop_written_by_hand(float64, small_cache):
     (loop,) = loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
-    assert small_cache and loop.panelled
-    assert f'- {loop.where}: {loop.panelled} product' in str(LoopsExplanation((loop,)))
+    assert small_cache and loop.block_products
+    assert f'- {loop.where}: {loop.block_products} product' in str(LoopsExplanation((loop,)))

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.window.flat import Constant, Flat, Node, Value
-from traceops.window.step import GRADIENT, PREVIOUS, UPDATE, step_of
+from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, step_of
+from traceops.loops.flat import Constant, Flat, Node, Value
 
 __all__ = ['NOWHERE', 'SUMS', 'Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The least that a loop over time has to keep for what is computed afterwards.
 
-What is kept are values that would be dear to compute twice, or that pass from step to step. What
+What is kept are values that are expensive to compute twice, or that pass from step to step. What
 reads them is cheap at first: of an adaptive neuron both states meet in one value, the potential
 above its threshold, before anything else sees them. The values to keep are a smallest set that
 all ways to the rest pass through: a minimum cut.
@@ -19,16 +19,16 @@ from jax.extend.core import Literal
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from traceops.window.jaxprs import named
+from traceops.compiler.jaxpr import named
 
-__all__ = ['Kept', 'least']
+__all__ = ['Residual', 'minimum_cut']
 
 #: Capacity of what cannot be cut, and of the largest value.
 _ANY, _LARGEST = 2 ** 30, 2 ** 20
 
 
 @dataclasses.dataclass
-class Kept:
+class Residual:
     """A value to keep: ``now``, which is ``before`` one step later, or ``before`` alone.
 
     Attributes
@@ -48,8 +48,8 @@ class Kept:
         return self.before if self.now is None else self.now
 
 
-def least(eqns: Iterable[Any], sources: Sequence[Any], passes: dict[Any, Any], free: Set[Any],
-          fixed: Set[Any], wanted: Set[Any], is_dear: Callable[[Any], bool]) -> list[Kept]:
+def minimum_cut(eqns: Iterable[Any], sources: Sequence[Any], passes: dict[Any, Any], free: Set[Any],
+          fixed: Set[Any], wanted: Set[Any], is_expensive: Callable[[Any], bool]) -> list[Residual]:
     """What to keep instead of the ``sources``.
 
     Parameters
@@ -66,7 +66,7 @@ def least(eqns: Iterable[Any], sources: Sequence[Any], passes: dict[Any, Any], f
         Of these, and of what is made of them: the same at every step.
     wanted : set of variables
         Results.
-    is_dear : callable
+    is_expensive : callable
         Whether an equation is: its results are not for the loop to compute.
     """
     nodes, early, free, fixed = _Nodes(sources, passes), set(sources), set(free), set(fixed)
@@ -74,7 +74,7 @@ def least(eqns: Iterable[Any], sources: Sequence[Any], passes: dict[Any, Any], f
     ends: set[Any] = set()
     for eqn in eqns:
         operands = [v for v in eqn.invars if not isinstance(v, Literal)]
-        if is_dear(eqn) or eqn.effects or not all(v in early or v in free for v in operands):
+        if is_expensive(eqn) or eqn.effects or not all(v in early or v in free for v in operands):
             ends.update(operands)
         elif early.isdisjoint(operands):
             free.update(eqn.outvars)
@@ -94,7 +94,7 @@ class _Nodes:
 
     def __init__(self, sources: Iterable[Any], passes: dict[Any, Any]) -> None:
         self.of: dict[Any, int] = {}
-        self.values: list[Kept] = []
+        self.values: list[Residual] = []
         self._known: dict[Any, int] = {}
         self._before: set[Any] = set()      # those made of nothing but what entered
         enters = {v_in: v_out for v_out, v_in in passes.items()}
@@ -117,7 +117,7 @@ class _Nodes:
         node = self._known.get(key)
         if node is None or getattr(self.values[node], slot) is not None:
             node = self._known[key] = len(self.values)
-            self.values.append(Kept())
+            self.values.append(Residual())
         setattr(self.values[node], slot, var)
         self.of[var] = node
         if before:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from traceops.window.jaxprs import inlined
-from traceops.window.phases import split_step
+from traceops.compiler.jaxpr import inlined
+from traceops.compiler.partition import partition_step
 
 T, B, N = 6, 3, 4
 
@@ -34,7 +34,7 @@ def phases_and_values():
     x, h, key = draw(T, B, N), draw(B, N), jax.random.key(1)
     constant = (jnp.asarray(2.), draw(N, N), draw(N))
     closed = inlined(jax.make_jaxpr(step)(x[0], h, key, *constant))
-    return split_step(closed, (0, 1, 2), CARRIED, STACKED, SUMMED), x, (h, key), constant
+    return partition_step(closed, (0, 1, 2), CARRIED, STACKED, SUMMED), x, (h, key), constant
 
 
 def in_one_go(x, carry, constant):
@@ -47,24 +47,25 @@ def in_one_go(x, carry, constant):
 
 
 def simulated(phases, slices, carry, constant):
-    """What the loop over time leaves: core, prompt outputs of each step, what is kept."""
-    core, prompt, kept = [carry[i] for i in phases.core], [], []
+    """What the loop over time leaves: core, in-loop outputs of each step, what is residuals."""
+    core, in_loop, residuals = [carry[i] for i in phases.core], [], []
     for now in zip(*slices, strict=True):
         core, *more = phases.simulate(constant, now, core, {})
-        prompt.append(more[0])
-        kept.append(more[1])
+        in_loop.append(more[0])
+        residuals.append(more[1])
     stack = lambda found: [jnp.stack(a) for a in zip(*found, strict=True)]  # noqa: E731
-    return core, stack(prompt), stack(kept)
+    return core, stack(in_loop), stack(residuals)
 
 
-def replayed(phases, constant, slices, kept, first, later=()):
-    return phases.replay(constant, phases.settle(constant, slices, kept, first), later)
+def recomputed(phases, constant, slices, residuals, first, later=()):
+    known = phases.run_downstream(constant, slices, residuals, first)
+    return phases.recompute(constant, known, later)
 
 
 def in_two_phases(phases, x, carry, constant):
-    core, _, kept = simulated(phases, [x], carry, constant)
-    replay = replayed(phases, constant, [x], kept, carry)
-    return core, replay.stacked, replay.sums
+    core, _, residuals = simulated(phases, [x], carry, constant)
+    recompute = recomputed(phases, constant, [x], residuals, carry)
+    return core, recompute.stacked, recompute.sums
 
 
 def test_the_phases_make_the_step(float64, phases_and_values):
@@ -79,15 +80,15 @@ def test_the_phases_make_the_step(float64, phases_and_values):
 
 
 def test_what_is_kept(phases_and_values):
-    """The product and the draw are kept, not computed twice; the draw stays in the loop.
+    """The product and the draw are residuals, not computed twice; the draw stays in the loop.
 
     Of the state that passes on, what it is after the step; before it, it is that of one earlier.
     """
     phases, *_ = phases_and_values
     x, h = phases.closed.jaxpr.invars[:2]
-    assert h not in phases.kept and phases.entered[h] is phases.closed.jaxpr.outvars[0]
-    assert phases.entered[h] in phases.kept
-    names = [e.primitive.name for e in phases.replayed]
+    assert h not in phases.residuals and phases.entered[h] is phases.closed.jaxpr.outvars[0]
+    assert phases.entered[h] in phases.residuals
+    names = [e.primitive.name for e in phases.recomputed]
     assert not any(n.startswith('random') for n in names)
     assert names.count('dot_general') == sum(
         e.primitive.name == 'dot_general' for e in phases.closed.jaxpr.eqns) - 1
@@ -103,19 +104,19 @@ def test_what_is_had_later_is_cheap(float64):
     rng = np.random.RandomState(0)
     x, h, W = rng.randn(T, B, N), rng.randn(B, N), rng.randn(N, N)
     closed = inlined(jax.make_jaxpr(step)(x[0], h, W))
-    phases = split_step(closed, (0, 1), (0,), (1, 2), ())
+    phases = partition_step(closed, (0, 1), (0,), (1, 2), ())
     states, want = h, []
     for one in x:
         states, now, _ = step(one, states, W)
         want.append(now)
-    _, _, kept = simulated(phases, [x], [h], [W])
-    replay = replayed(phases, [W], [x], kept, [h], later=(1,))
+    _, _, residuals = simulated(phases, [x], [h], [W])
+    recompute = recomputed(phases, [W], [x], residuals, [h], later=(1,))
     # x and the product; and h, which is what left the step before
-    assert replay.stacked == [] and len(replay.slices) == 2 and len(replay.earlier) == 1
-    closed = jax.make_jaxpr(replay.later)([a[0] for a in replay.slices] + [h])
+    assert recompute.stacked == [] and len(recompute.slices) == 2 and len(recompute.earlier) == 1
+    closed = jax.make_jaxpr(recompute.later)([a[0] for a in recompute.slices] + [h])
     assert {'sin', 'mul'} <= {e.primitive.name for e in closed.jaxpr.eqns}
     assert 'dot_general' not in {e.primitive.name for e in closed.jaxpr.eqns}
-    order, got = replay.backward(lambda seen, out: (2 * seen + out[0].sum(), out[0]), 0., T)
+    order, got = recompute.backward(lambda seen, out: (2 * seen + out[0].sum(), out[0]), 0., T)
     np.testing.assert_allclose(got, jnp.stack(want), rtol=1e-12)
     sums = jnp.stack(want).sum((1, 2))
     np.testing.assert_allclose(order, sums @ (2. ** np.arange(T)), rtol=1e-12)
@@ -124,9 +125,9 @@ def test_what_is_had_later_is_cheap(float64):
 def test_a_sum_over_steps_of_a_product_is_one_product(phases_and_values):
     """No array of steps x weights: the gradient of W contracts the steps as well."""
     phases, x, carry, constant = phases_and_values
-    kept = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry, {})[2]]
-    closed = jax.make_jaxpr(lambda *args: replayed(phases, *args).sums)(
-        constant, [x], kept, carry)
+    residuals = [jnp.stack([a] * T) for a in phases.simulate(constant, [x[0]], carry, {})[2]]
+    closed = jax.make_jaxpr(lambda *args: recomputed(phases, *args).sums)(
+        constant, [x], residuals, carry)
     assert not any(v.aval.shape == (T, N, N) for e in closed.jaxpr.eqns for v in e.outvars)
 
 
@@ -135,10 +136,10 @@ def test_what_is_the_same_at_every_step_is_told_apart():
         return h @ W + x, x * 2., jnp.exp(W), jnp.zeros(3), b + h
 
     closed = inlined(jax.make_jaxpr(step)(*(jnp.ones(s) for s in ((N,), (N,), (N, N), (N,)))))
-    phases = split_step(closed, (0, 1), (0,), (1, 2, 3, 4), ())
+    phases = partition_step(closed, (0, 1), (0,), (1, 2, 3, 4), ())
     assert phases.stacked == (1, 4) and phases.fixed == (2, 3)
     W = jnp.arange(16.).reshape(N, N)
-    exponential, zeros = phases.once([W, jnp.ones(N)])
+    exponential, zeros = phases.invariants([W, jnp.ones(N)])
     np.testing.assert_array_equal(exponential, jnp.exp(W))
     assert zeros.shape == () and zeros == 0.        # a loop that reads it carries no array
     np.testing.assert_array_equal(phases.whole({3: zeros})[3], jnp.zeros(3), strict=True)
@@ -151,11 +152,12 @@ def test_a_counter_is_not_counted_in_the_loop_unless_it_is_read(read, core):
         return h + x, after, after if read else x * 2.
 
     closed = inlined(jax.make_jaxpr(step)(1., 2., 3))
-    phases = split_step(closed, (0, 1, 2), (0, 1), (2,), (), counter=1)
+    phases = partition_step(closed, (0, 1, 2), (0, 1), (2,), (), counter=1)
     assert phases.core == core and phases.counting == (() if read else (1,))
     for start, end in [(3, 8), (-7, 4)]:            # as the step counts
-        settled = phases.settle((), [jnp.ones(5)], [jnp.ones(5)] * len(phases.kept), [2., start])
-        assert settled.last == ({} if read else {1: end})
+        residuals = [jnp.ones(5)] * len(phases.residuals)
+        window_values = phases.run_downstream((), [jnp.ones(5)], residuals, [2., start])
+        assert window_values.last == ({} if read else {1: end})
 
 
 def test_effects_stay_in_the_loop():
@@ -166,17 +168,17 @@ def test_effects_stay_in_the_loop():
         return h + x, x * 2.
 
     closed = inlined(jax.make_jaxpr(loud)(1., 2.))
-    phases = split_step(closed, (0, 1), (0,), (1,), ())
-    (h,), _, kept = phases.simulate((), [1.], [2.], {})
+    phases = partition_step(closed, (0, 1), (0,), (1,), ())
+    (h,), _, residuals = phases.simulate((), [1.], [2.], {})
     jax.effects_barrier()
     assert heard == [2.] and h == 3.
-    replay = replayed(phases, (), [jnp.ones(1)], [jnp.stack([a]) for a in kept], [2.])
-    assert replay.stacked[0][0] == 2.
+    recompute = recomputed(phases, (), [jnp.ones(1)], [jnp.stack([a]) for a in residuals], [2.])
+    assert recompute.stacked[0][0] == 2.
     assert heard == [2.]
 
 
 def test_what_is_wanted_promptly_comes_from_the_loop(float64):
-    """Also what is dear in it, which its replay then does not make again."""
+    """Also what is expensive in it, which its recomputation then does not make again."""
     def step(x, h, W):
         y = jnp.sin(x @ W)
         return jnp.tanh(h + x), h * y, y * 2., jnp.ones(2)
@@ -184,13 +186,13 @@ def test_what_is_wanted_promptly_comes_from_the_loop(float64):
     rng = np.random.RandomState(0)
     x, h, W = rng.randn(T, B, N), rng.randn(B, N), rng.randn(N, N)
     closed = inlined(jax.make_jaxpr(step)(x[0], h, W))
-    phases = split_step(closed, (0, 1), (0,), (2,), (), prompt=(1, 3))
-    assert phases.prompt == (1,) and phases.fixed == (3,)
-    assert 'dot_general' not in {e.primitive.name for e in phases.replayed}
-    _, (prompt,), kept = simulated(phases, [x], [h], [W])
+    phases = partition_step(closed, (0, 1), (0,), (2,), (), in_loop=(1, 3))
+    assert phases.in_loop == (1,) and phases.fixed == (3,)
+    assert 'dot_general' not in {e.primitive.name for e in phases.recomputed}
+    _, (in_loop,), residuals = simulated(phases, [x], [h], [W])
     states = h
     for t in range(T):
-        np.testing.assert_allclose(prompt[t], step(x[t], states, W)[1], rtol=1e-12)
+        np.testing.assert_allclose(in_loop[t], step(x[t], states, W)[1], rtol=1e-12)
         states = step(x[t], states, W)[0]
     np.testing.assert_allclose(
-        replayed(phases, [W], [x], kept, [h]).stacked[0], jnp.sin(x @ W) * 2., rtol=1e-12)
+        recomputed(phases, [W], [x], residuals, [h]).stacked[0], jnp.sin(x @ W) * 2., rtol=1e-12)

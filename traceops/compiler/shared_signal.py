@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from traceops.window.jaxprs import (
+from traceops.compiler.jaxpr import (
     alone,
     backward_slice,
     extended,
@@ -28,7 +28,7 @@ from traceops.window.jaxprs import (
     reached,
 )
 
-__all__ = ['Multiple', 'multiples']
+__all__ = ['SharedSignal', 'shared_signals']
 
 #: Results that have the elements of their only operand, in order, where they have as many.
 _SAME = frozenset(
@@ -37,7 +37,7 @@ _SUMS = frozenset('add add_any sub'.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Multiple:
+class SharedSignal:
     """Signals ``scale * of``, one for each of the ``scales``, which a forward fold sees.
 
     ``scales`` have the shape of the signals; ``of`` has as many elements, in the same order, or
@@ -57,11 +57,11 @@ class Multiple:
             paired.dtype).reshape(-1, *paired.shape[1:])
 
 
-jax.tree_util.register_dataclass(Multiple, ['scales', 'of'], [])
+jax.tree_util.register_dataclass(SharedSignal, ['scales', 'of'], [])
 
 
-def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iterable[int],
-              is_dear: Callable[[Any], bool]) -> tuple[ClosedJaxpr, list[Any]]:
+def shared_signals(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iterable[int],
+              is_expensive: Callable[[Any], bool]) -> tuple[ClosedJaxpr, list[Any]]:
     """The factors of signals as outputs of the step.
 
     Parameters
@@ -71,8 +71,8 @@ def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iter
     signals : sequence of sequence of int
         Outputs, group by group.
     ahead : iterable of int
-        Outputs that do not wait for the replay.
-    is_dear : callable
+        Outputs that do not wait for the recomputation.
+    is_expensive : callable
         Whether an equation is.
 
     Returns
@@ -80,13 +80,13 @@ def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iter
     closed : ClosedJaxpr
         The step with more outputs.
     places : list
-        Of each group: a :class:`Multiple` of positions of outputs, or the group as it was.
+        Of each group: a :class:`SharedSignal` of positions of outputs, or the group as it was.
     """
     jaxpr = closed.jaxpr
     before, _ = backward_slice(jaxpr, [jaxpr.outvars[i] for i in ahead], effects=True)
     known = {v for e in before for v in e.outvars}
     ways = _Ways(jaxpr, reached(jaxpr.eqns, [
-        v for e in jaxpr.eqns if is_dear(e) for v in e.outvars if v not in known]))
+        v for e in jaxpr.eqns if is_expensive(e) for v in e.outvars if v not in known]))
     places: list[Any] = []
     for group in signals:
         wanted = [jaxpr.outvars[i] for i in group]
@@ -95,13 +95,13 @@ def multiples(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead: Iter
             places.append(group)
             continue
         first = len(closed.jaxpr.outvars)
-        places.append(Multiple([first + 1 + i for i in range(len(group))], first))
+        places.append(SharedSignal([first + 1 + i for i in range(len(group))], first))
         closed = extended(closed, [of], reads, functools.partial(ways.scales, wanted, of, reads))
     return closed, places
 
 
 class _Ways:
-    """How signals came from what is had ``late``, in the replay."""
+    """How signals came from what is had ``late``, in the recomputation."""
 
     def __init__(self, jaxpr: Jaxpr, late: set[Any]) -> None:
         self.jaxpr, self.late, self.producers = jaxpr, late, producers(jaxpr)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
-from traceops.window.jaxprs import CALLS, producers
+from traceops.compiler.jaxpr import CALLS, producers
 
 __all__ = ['has_spikes']
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from traceops.compiler.spikes import has_spikes
 from traceops.host.upstream import SPIKE
-from traceops.window.spikes import has_spikes
 
 surrogate = braintools.surrogate.ReluGrad()
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traceops.window.cut import _minimum_cut
-from traceops.window.jaxprs import inlined
-from traceops.window.phases import split_step
+from traceops.compiler.jaxpr import inlined
+from traceops.compiler.partition import partition_step
+from traceops.compiler.residuals import _minimum_cut
 
 T, N = 5, 4
 
@@ -58,15 +58,15 @@ def constant(x, v, a, W):
 def split(step):
     args = [jnp.zeros(N)] * 3 + [jnp.zeros((N, N))]
     closed = inlined(jax.make_jaxpr(step)(*args))
-    return split_step(closed, (0, 1, 2), (0, 1), (2, 3, 4), ())
+    return partition_step(closed, (0, 1, 2), (0, 1), (2, 3, 4), ())
 
 
-@pytest.mark.parametrize('step, kept, entered', [
+@pytest.mark.parametrize('step, residuals, entered', [
     (adaptive, ['f'], 1), (two_values, ['f', 'f'], 2), (spikes_only, ['b'], 0),
     (last_step, ['f'], 0), (delayed, ['f', 'f'], 1), (constant, ['f', 'f'], 1)])
-def test_what_is_kept(step, kept, entered):
+def test_what_is_kept(step, residuals, entered):
     phases = split(step)
-    assert [v.aval.dtype.kind for v in phases.kept] == kept
+    assert [v.aval.dtype.kind for v in phases.residuals] == residuals
     assert len(phases.entered) == entered
 
 
@@ -75,21 +75,21 @@ def test_what_is_kept(step, kept, entered):
 def test_the_rest_is_the_same(float64, step):
     rng = np.random.RandomState(0)
     x, first, W = rng.randn(T, N), [rng.randn(N), rng.randn(N)], rng.randn(N, N)
-    phases, carry, kept, want, states = split(step), list(first), [], [], list(first)
+    phases, carry, residuals, want, states = split(step), list(first), [], [], list(first)
     carry = [first[i] for i in phases.core]
     for now in x:
         carry, _, more = phases.simulate([W], [now], carry, {})
-        kept.append(more)
+        residuals.append(more)
         *states, one, two, three = step(now, *states, W)
         want.append((one, two, three))
-    kept = [jnp.stack(a) for a in zip(*kept, strict=True)]
-    settled = phases.settle([W], [x], kept, first)
-    last = {**dict(zip(phases.core, carry, strict=True)), **settled.last}
+    residuals = [jnp.stack(a) for a in zip(*residuals, strict=True)]
+    window_values = phases.run_downstream([W], [x], residuals, first)
+    last = {**dict(zip(phases.core, carry, strict=True)), **window_values.last}
     for i, state in enumerate(states):
         np.testing.assert_allclose(last[i], state, rtol=1e-12)
-    recalled = phases.recall([W], [x], [settled.stacks[v] for v in phases.recorded], first)
-    for found in (settled, recalled):
-        known = dict(zip(phases.stacked, phases.replay([W], found).stacked, strict=True))
+    recalled = phases.restore([W], [x], [window_values.stacks[v] for v in phases.recorded], first)
+    for found in (window_values, recalled):
+        known = dict(zip(phases.stacked, phases.recompute([W], found).stacked, strict=True))
         assert sorted(known) == [2, 3, 4]
         for i, values in zip((2, 3, 4), zip(*want, strict=True), strict=True):
             assert np.linalg.norm(values) > 0.1

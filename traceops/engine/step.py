@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from traceops.compiler.jaxpr import depends_on
 from traceops.ops import choice
-from traceops.window.jaxprs import depends_on
 
 __all__ = ['GRADIENT', 'PREVIOUS', 'UPDATE', 'Step', 'step_of']
 

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from traceops.window.jaxprs import inlined
-from traceops.window.multiples import Multiple, multiples
-from traceops.window.phases import is_dear
+from traceops.compiler.jaxpr import inlined
+from traceops.compiler.partition import is_expensive
+from traceops.compiler.shared_signal import SharedSignal, shared_signals
 
 B, N, O = 3, 4, 2  # noqa: E741
 AHEAD = (0,)
 
 
 def late(h, e, W):
-    """What is only had in the replay: a product with the error."""
+    """What is only had in the recomputation: a product with the error."""
     return jnp.tanh(h @ W + e) @ W.T
 
 
@@ -76,7 +76,7 @@ def found_in(step):
     args = [jnp.asarray(rng.randn(*shape)) for shape in ((B, N), (B, O), (N, O))]
     closed = inlined(jax.make_jaxpr(step)(*args))
     signals = list(range(1, len(closed.jaxpr.outvars)))
-    more, (place,) = multiples(closed, [signals], AHEAD, is_dear)
+    more, (place,) = shared_signals(closed, [signals], AHEAD, is_expensive)
     return signals, place, jax.core.eval_jaxpr(more.jaxpr, more.consts, *args)
 
 
@@ -84,12 +84,12 @@ def found_in(step):
     of_one_state, of_two_states, of_two_joined, with_an_empty_one, squared, shuffled])
 def test_signals_are_scales_times_what_comes_late(float64, step):
     signals, place, out = found_in(step)
-    assert isinstance(place, Multiple) and len(place.scales) == len(signals)
+    assert isinstance(place, SharedSignal) and len(place.scales) == len(signals)
     states = [np.cos(out[0]) + i for i in range(len(signals))]
-    paired = Multiple([out[i] for i in place.scales], None).paired(states)
+    paired = SharedSignal([out[i] for i in place.scales], None).paired(states)
     want = sum(out[i] * a for i, a in zip(signals, states, strict=True))
     assert np.linalg.norm(want) > 0.1
-    of = Multiple((), out[place.of][None])
+    of = SharedSignal((), out[place.of][None])
     np.testing.assert_allclose(paired[None] * of.like(paired[None]), want[None], rtol=1e-12)
 
 
@@ -101,6 +101,6 @@ def test_others_are_left_alone(step):
 
 
 def test_at_hand_they_are_multiples_of_one():
-    paired = Multiple([jnp.asarray([2.]), jnp.asarray([3.])], None).paired([1., 10.])
+    paired = SharedSignal([jnp.asarray([2.]), jnp.asarray([3.])], None).paired([1., 10.])
     assert paired.tolist() == [32.]
-    assert Multiple((), None).like(paired) == 1.
+    assert SharedSignal((), None).like(paired) == 1.

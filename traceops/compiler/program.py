@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceops.window.jaxprs import (
+from traceops.compiler.jaxpr import (
     inlined,
     is_zero,
     narrowed,
     producers,
     value_if_constant,
 )
-from traceops.window.multiples import Multiple, multiples
-from traceops.window.phases import Phases, is_dear, split_step
-from traceops.window.replay import Settled
+from traceops.compiler.partition import StepPartition, is_expensive, partition_step
+from traceops.compiler.recompute import WindowValues
+from traceops.compiler.shared_signal import SharedSignal, shared_signals
 
 __all__ = ['Fold', 'StepProgram', 'trace_step']
 
@@ -39,7 +39,7 @@ class Fold:
         ``(carry, outputs of one step) -> (carry, results)``.
     backward : bool
         From the last step to the first, after the simulation, what is in
-        :attr:`StepProgram.once`. Else the tape, in the loop that simulates.
+        :attr:`StepProgram.invariant`. Else the tape, in the loop that simulates.
     """
 
     carry: Any
@@ -64,12 +64,12 @@ class StepProgram:
         Bytes that one step adds to the record, and to what is kept to make it of.
     """
 
-    phases: Phases
+    phases: StepPartition
     states: tuple[Any, ...]
     carried: tuple[int, ...]
     summed: tuple[int, ...]
     places: tuple[int, ...]
-    once: frozenset[int]
+    invariant: frozenset[int]
     sum_avals: tuple[Any, ...]
     out_tree: Any
     slices: int
@@ -95,72 +95,73 @@ class StepProgram:
              recorded: Any = None) -> tuple[Any, Any, Any, Any, Any]:
         """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
-        The loop over time only simulates; all else is replayed from what it kept, of all steps at
-        once. What a ``fold`` digests comes a step at a time, is stored only as far as it says,
-        and is ``None`` among the outputs: forward in that loop, backward in one after the replay
-        of what is dear in it. Without a fold, what is recorded and the same at every step comes
-        as ``[1, ...]``. With what :meth:`ahead` ``recorded``, nothing is simulated, and the states
-        that come back are those that were given.
+        The loop over time only simulates; all else is recomputed from its residuals, of all steps
+        at once. What a ``fold`` digests comes a step at a time, is stored only as far as it says,
+        and is ``None`` among the outputs: forward in that loop, backward in one after the
+        recomputation of what is expensive in it. Without a fold, what is recorded and the same at
+        every step comes as ``[1, ...]``. With what :meth:`ahead` ``recorded``, nothing is
+        simulated, and the states that come back are those that were given.
         """
         constant, first = self._constant(), jax.tree.leaves(states)
         slices, carry, folded = jax.tree.leaves(xs), None, None
         steps = slices[0].shape[0]
-        same = dict(zip(self.phases.fixed, self.phases.once(constant), strict=True))
+        same = dict(zip(self.phases.fixed, self.phases.invariants(constant), strict=True))
         back = fold is not None and fold.backward
         if recorded is None:
-            core, kept, carry, folded = self._simulated(
+            core, residuals, carry, folded = self._simulated(
                 constant, same, [first[i] for i in self.phases.core], xs,
                 None if back else fold)
-            settled = self.phases.settle(constant, slices, kept, first)
-            states = self._after(settled, core, states)
+            window_values = self.phases.run_downstream(constant, slices, residuals, first)
+            states = self._after(window_values, core, states)
         else:
-            settled = self.phases.recall(constant, slices, recorded, first)
-        later = tuple(i for i in self.phases.stacked if i in self.once) if back else ()
-        replay = self.phases.replay(constant, settled, later)
-        sums = tuple(a + b for a, b in zip(sums, replay.sums, strict=True))
-        known = dict(zip((i for i in self.phases.stacked if i not in later), replay.stacked,
+            window_values = self.phases.restore(constant, slices, recorded, first)
+        later = tuple(i for i in self.phases.stacked if i in self.invariant) if back else ()
+        recompute = self.phases.recompute(constant, window_values, later)
+        sums = tuple(a + b for a, b in zip(sums, recompute.sums, strict=True))
+        known = dict(zip((i for i in self.phases.stacked if i not in later), recompute.stacked,
                          strict=True))
-        known.update({i: a[None] if i in self.once else jnp.broadcast_to(a, (steps, *a.shape))
+        known.update({i: a[None] if i in self.invariant else jnp.broadcast_to(a, (steps, *a.shape))
                       for i, a in self.phases.whole(same).items()})
         if fold is not None and fold.backward:
             def digest(carry: Any, outputs: Any) -> Any:
                 return fold.digest(carry, self._outputs({
                     **self.phases.whole(same), **dict(zip(later, outputs, strict=True))}))
 
-            carry, folded = replay.backward(digest, fold.carry, steps)
+            carry, folded = recompute.backward(digest, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
 
     def ahead(self, states: Any, xs: Any) -> tuple[Any, list[Any]]:
-        """The states after ``xs``, and what :meth:`scan` needs to begin with its replay."""
+        """The states after ``xs``, and what :meth:`scan` needs to begin with its recomputation."""
         constant, first = self._constant(), jax.tree.leaves(states)
-        core, kept, *_ = self._simulated(
+        core, residuals, *_ = self._simulated(
             constant, {}, [first[i] for i in self.phases.core], xs, None)
-        settled = self.phases.settle(constant, jax.tree.leaves(xs), kept, first)
-        return (self._after(settled, core, states),
-                [settled.stacks[v] for v in self.phases.recorded])
+        window_values = self.phases.run_downstream(constant, jax.tree.leaves(xs), residuals, first)
+        return (self._after(window_values, core, states),
+                [window_values.stacks[v] for v in self.phases.recorded])
 
-    def _after(self, settled: Settled, core: list[Any], states: Any) -> Any:
-        last = {**settled.last, **dict(zip(self.phases.core, core, strict=True))}
+    def _after(self, window_values: WindowValues, core: list[Any], states: Any) -> Any:
+        last = {**window_values.last, **dict(zip(self.phases.core, core, strict=True))}
         return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
                    fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
-        """The loop over time: ``(core, what it kept, carry and results of a forward fold)``."""
-        panels = self.phases.panels(constant)
+        """The loop over time: ``(core, residuals, carry and results of a forward fold)``."""
+        blocks = self.phases.blocks(constant)
 
         def step(full: Any, x: Any) -> Any:
             core, carry = full
-            new, prompt, kept = self.phases.simulate(constant, jax.tree.leaves(x), core, panels)
+            new, in_loop, residuals = self.phases.simulate(
+                constant, jax.tree.leaves(x), core, blocks)
             folded = None
             if fold is not None:
                 known = {**self.phases.whole(same),
-                         **dict(zip(self.phases.prompt, prompt, strict=True))}
+                         **dict(zip(self.phases.in_loop, in_loop, strict=True))}
                 carry, folded = fold.digest(carry, self._outputs(known))
-            return (_like(new, core), carry), (kept, folded)
+            return (_like(new, core), carry), (residuals, folded)
 
-        (core, carry), (kept, folded) = jax.lax.scan(
+        (core, carry), (residuals, folded) = jax.lax.scan(
             step, (core, () if fold is None else fold.carry), xs, unroll=self.phases.unroll)
-        return core, kept, carry, folded
+        return core, residuals, carry, folded
 
     def _outputs(self, known: dict[int, Any]) -> Any:
         return self.out_tree.unflatten([known.get(i) for i in self.places])
@@ -168,11 +169,11 @@ class StepProgram:
     def advance(self, states: Any, xs: Any) -> Any:
         """The states after ``xs``; nothing is recorded."""
         constant = self._constant()
-        panels = self.phases.panels(constant)
+        blocks = self.phases.blocks(constant)
 
         def body(states: Any, x: Any) -> Any:
             new = self.phases.advance(
-                constant, jax.tree.leaves(x), jax.tree.leaves(states), panels)
+                constant, jax.tree.leaves(x), jax.tree.leaves(states), blocks)
             return _like(new, states), None
 
         return jax.lax.scan(body, states, xs, unroll=self.phases.unroll)[0]
@@ -211,8 +212,8 @@ def _like(new: Any, old: Any) -> Any:
 
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
-               once: Sequence[Any] = (), prompt: Sequence[Any] = (),
-               panels: bool = False, unroll: int = 1) -> StepProgram:
+               invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
+               blocks: bool = False, unroll: int = 1) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -229,10 +230,10 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     once : sequence of State
         Those of the tape that, as all that is returned under ``'record'``, are not repeated where
         they are the same at every step.
-    prompt : sequence of State
+    in_loop : sequence of State
         Those of the tape that are had in the loop that simulates: what a forward fold digests.
-    panels : bool
-        Whether that loop takes products with large weights in panels (for a CPU).
+    blocks : bool
+        Whether that loop takes products with large weights in column blocks (for a CPU).
     unroll : int
         Steps in a turn of it, and of those that integrate states on their own (for a GPU: what a
         turn launches beside its steps, it launches once; what it stores, for all of them at once).
@@ -258,13 +259,13 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     positions['tape'] = tuple(new_positions[i] for i in of_tape)
     carried = tuple(i for i, w in enumerate(written) if w and i not in of_tape)
     carried_out = [p for i in carried for p in jax.tree.leaves(new_positions[i])]
-    prompt = [p for t in prompt for p in jax.tree.leaves(new_positions[_position(t, states)])]
-    if prompt and set(positions['record']) == {'signal'}:     # a bypass is of another step
-        closed, found = multiples(
-            closed, positions['record']['signal'], [*prompt, *carried_out], is_dear)
+    in_loop = [p for t in in_loop for p in jax.tree.leaves(new_positions[_position(t, states)])]
+    if in_loop and set(positions['record']) == {'signal'}:     # a bypass is of another step
+        closed, found = shared_signals(
+            closed, positions['record']['signal'], [*in_loop, *carried_out], is_expensive)
         positions['record']['signal'] = found
-        prompt += [p for m in found if isinstance(m, Multiple) for p in m.scales]
-    signals = [p for p in jax.tree.leaves(positions['record']) if p not in prompt]
+        in_loop += [p for m in found if isinstance(m, SharedSignal) for p in m.scales]
+    signals = [p for p in jax.tree.leaves(positions['record']) if p not in in_loop]
     taped = jax.tree.leaves(positions['tape'])
     places, out_tree = jax.tree.flatten(positions)
 
@@ -274,14 +275,15 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])
     count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
-    phases = split_step(
+    phases = partition_step(
         closed, varying, carried=carried_out,
-        stacked=[i for i in places if i not in prompt], summed=[sums[i] for i in summed],
-        prompt=prompt, counter=counter_out if count == 1 else None, panels=panels, unroll=unroll)
+        stacked=[i for i in places if i not in in_loop], summed=[sums[i] for i in summed],
+        in_loop=in_loop, counter=counter_out if count == 1 else None, blocks=blocks,
+        unroll=unroll)
     return StepProgram(
         phases=phases, states=states, carried=carried, summed=summed,
         places=tuple(places),
-        once=frozenset(signals) | {p for t in once for p in jax.tree.leaves(
+        invariant=frozenset(signals) | {p for t in invariant for p in jax.tree.leaves(
             new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
         count=count,

@@ -224,12 +224,12 @@ def backward_slice(jaxpr: Jaxpr, outvars: Iterable[Any],
     something besides computing are.
     """
     needed = {v for v in outvars if not isinstance(v, Literal)}
-    kept = []
+    residuals = []
     for eqn in reversed(jaxpr.eqns):
         if (effects and eqn.effects) or any(v in needed and v not in given for v in eqn.outvars):
-            kept.append(eqn)
+            residuals.append(eqn)
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-    return kept[::-1], needed
+    return residuals[::-1], needed
 
 
 def _rebuilt(jaxpr: Jaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: Sequence[Any],

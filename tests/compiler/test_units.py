@@ -8,13 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from traceops.kernels.adjoint_window.reference import adjoint_window
-from traceops.kernels.es_trace_window.reference import (
-    es_trace_step,
-    instant_gradient,
-    output_filter,
-)
-from traceops.window.jaxprs import (
+from traceops.compiler.jaxpr import (
     depends_on,
     inlined,
     is_zero,
@@ -22,7 +16,13 @@ from traceops.window.jaxprs import (
     producers,
     value_if_constant,
 )
-from traceops.window.schedule import choose_window
+from traceops.engine.windows import choose_window
+from traceops.kernels.adjoint_window.reference import adjoint_window
+from traceops.kernels.es_trace_window.reference import (
+    es_trace_step,
+    instant_gradient,
+    output_filter,
+)
 
 SHAPES = dict(T=st.integers(1, 6), n=st.integers(1, 3), S=st.integers(1, 4),
               kappa=st.sampled_from([None, 0.5]), seed=st.integers(0, 99))
