@@ -1,6 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -136,6 +137,8 @@ def test_explain_makes_the_learner_fast(my_net, capsys):
     ('my_net:lerner', 'it has: Net, learner, uncompiled, nothing, broken'),
     ('my_net:number', "no function 'number'"),
     ('my_net:nothing', 'returned no compiled learner'),
+    ('builtins:print', 'returned no compiled learner'),
+    ('json:dumps', "is called without arguments: missing a required argument: 'obj'"),
     ('my_net:uncompiled', 'returned no compiled learner')])
 def test_explain_says_what_is_wrong_with_its_target(target, message, my_net, capsys):
     assert run('explain', target) == 2
@@ -148,3 +151,28 @@ def test_explain_shows_errors_of_the_users_own_code(my_net, tmp_path):
     (tmp_path / 'needs_more.py').write_text('import no_such_module\n')
     with pytest.raises(ModuleNotFoundError, match='no_such_module'):
         run('explain', 'needs_more:learner')
+
+
+def test_another_traceops_first_on_the_path(tmp_path):
+    """The command is this one all the same, and doctor says which is first."""
+    (tmp_path / 'traceops').mkdir()
+    (tmp_path / 'traceops' / '__init__.py').write_text('x = 1\n')
+    code = ("from traceops.cli import main; main(['--version'])",
+            'from traceops import cli, doctor; print(doctor.check_import_name())')
+    for line, said in zip(code, (f'traceops {traceops.__version__}', 'which is first on the path'),
+                          strict=True):
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', line], text=True, capture_output=True,
+            cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+        assert said in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize('missing', ['matplotlib', 'sklearn'])
+def test_the_demo_names_its_extra(missing, monkeypatch, capsys):
+    for name in [n for n in sys.modules if n.split('.')[0] == missing or n.startswith(
+            'traceops.demo.')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert run('demo', '--quick') == 1
+    assert capsys.readouterr().out == (
+        f"the demo needs {missing}: pip install 'braintrace-traceops[demo]'\n")

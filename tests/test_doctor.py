@@ -72,7 +72,7 @@ def test_the_exit_status_and_the_table(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'check_parity', parity(True))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    assert 'traceops status' in out and 'no of 9 checks failed' in out and 'FAILED' not in out
+    assert 'traceops status' in out and 'none of 9 checks failed' in out and 'FAILED' not in out
     assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
     monkeypatch.setattr(doctor, 'check_parity', parity(False))
     assert doctor.main([]) == 1

@@ -6,12 +6,34 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import inspect
 import json
 import os
+import pathlib
 import sys
 from typing import Any
 
 import traceops
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def _own_package() -> None:
+    """``traceops`` is the package of this file, also where another one is first on the path.
+
+    An editable install finds this module even then, and ``traceops doctor`` is to say so.
+    """
+    global traceops
+    if getattr(traceops, '__file__', None) != str(_HERE / '__init__.py'):
+        spec = importlib.util.spec_from_file_location(
+            'traceops', _HERE / '__init__.py', submodule_search_locations=[str(_HERE)])
+        assert spec is not None and spec.loader is not None
+        traceops = sys.modules['traceops'] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(traceops)
+
+
+_own_package()
 
 __all__ = ['factory', 'main']
 
@@ -52,6 +74,8 @@ def explain(argv: list[str]) -> int:
     with traceops.enabled():
         found = make()
         try:
+            if found is None:
+                raise TypeError('None')
             explanation = traceops.explain(found)
         except (TypeError, ValueError) as err:
             parser.error(f'{args.target} returned no compiled learner: {err}')
@@ -78,6 +102,13 @@ def factory(target: str, parser: argparse.ArgumentParser) -> Any:
                      if callable(value) and getattr(value, '__module__', '') == module_name]
         parser.error(f'{module_name} has no function {name!r}; it has: '
                      f'{", ".join(functions) or "none"}')
+    try:
+        inspect.signature(found).bind()
+    except TypeError as err:
+        parser.error(f'{target} is called without arguments: {err}; write a function that calls '
+                     f'it and returns the learner')
+    except ValueError:                          # of a builtin: no signature is known
+        pass
     return found
 
 

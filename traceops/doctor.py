@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
+from importlib.machinery import PathFinder
 
 import jax
 from rich.table import Table
@@ -54,6 +55,10 @@ def check_versions(found: Mapping[str, str | None] | None = None) -> Check:
 def check_import_name(owners: Iterable[str] | None = None) -> Check:
     """The import name ``traceops`` has one owner: this distribution."""
     if owners is None:
+        first = PathFinder.find_spec('traceops')
+        if first is not None and first.origin not in (None, traceops.__file__):
+            return Check('import name', False, f'import traceops gives {first.origin}, which is '
+                         f'first on the path', 'rename it, or take its folder off the path')
         owners = metadata.packages_distributions().get('traceops', [])
     return _one_owner('import name', owners)
 
@@ -187,6 +192,6 @@ def main(argv: list[str] | None = None) -> int:
         print(ops.report())             # which backend each operation has, here and on a GPU
         print(timings, end='')
     failed = sum(not check.passed for check in checks)
-    print(f'{failed or "no"} of {len(checks)} checks failed '
+    print(f'{failed or "none"} of {len(checks)} checks failed '
           f'({time.perf_counter() - start:.0f} s)')
     return 1 if failed else 0

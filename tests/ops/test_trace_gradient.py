@@ -89,3 +89,10 @@ def test_a_cpu_transposes_no_operand(wide, narrow, shape):
     assert 'lhs_contracting_dims={0}, rhs_contracting_dims={0}' in product
     assert not any(f'= f32[{n},28]' in line for line in lines for n in (wide, narrow))
     close(compiled(x, d), oracle.trace_gradient(x, d), 1e-6)
+
+
+def test_outside_of_a_program_and_without_jit():
+    """As jax's own primitives, an operation runs where functions are not compiled."""
+    x, delta = draw(0, 4, 2, 3), draw(1, 4, 2, 5)
+    with jax.disable_jit():
+        close(ops.trace_gradient(x, delta), oracle.trace_gradient(x, delta), 1e-6)

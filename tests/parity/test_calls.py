@@ -180,10 +180,18 @@ def test_diagonal_recurrence_equals_bptt(float64):
             assert_close(want[path], got[path], TOLERANCE, nonzero=True)
 
 
+def test_a_mask_that_is_not_a_number_is_what_it_is_upstream(float64):
+    """Everything it touches is none either."""
+    want, got = both(*pair(LIF, 'd_rtrl', 5, window=3),
+                     lambda run: run.grad(mask=jnp.array([1., jnp.nan, 1., 1., 0.])))
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(jnp.isnan, want),
+                 jax.tree.map(jnp.isnan, got))
+    assert jnp.isnan(jax.tree.leaves(got)[0]).any()
+
+
 BAD = {
     'lengths': (ValueError, 'leading length',
                 lambda r: r.learner.etrace_grad(r.x, r.y[:-1], step_fn=r.loss)),
-    'nan mask': (ValueError, 'NaN', lambda r: r.grad(mask=jnp.full(len(r.x), jnp.nan))),
     'mask shape': (ValueError, 'mask', lambda r: r.grad(mask=jnp.ones(3))),
     'window': (ValueError, 'window=9 is longer than the sequence of 5', lambda r: r.grad()),
     'option': (TypeError, 'unexpected keyword', lambda r: r.grad(windows=3)),

@@ -10,8 +10,13 @@ __all__ = ['main']
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; see ``traceops demo --help``."""
     try:
+        import sklearn.datasets  # noqa: F401
+
         from traceops.demo.command import main as command
     except ModuleNotFoundError as err:
-        print(f"the demo needs {err.name}: pip install 'braintrace-traceops[demo]'")
+        missing = (err.name or '').split('.')[0]
+        if missing not in ('matplotlib', 'sklearn'):
+            raise
+        print(f"the demo needs {missing}: pip install 'braintrace-traceops[demo]'")
         return 1
     return command(argv)

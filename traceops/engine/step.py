@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 
 from traceops.compiler.jaxpr import depends_on
 from traceops.ops import choice
+from traceops.ops.primitive import compiled_call
 
 __all__ = ['GRADIENT', 'PREVIOUS', 'UPDATE', 'Step', 'step_of']
 
@@ -121,7 +122,7 @@ def _primitive(name: str) -> Primitive:
     def eager(*operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
         if devices is None:         # no program for a GPU can be made
             return step.over(lanes)(*operands)
-        return step.lowered(primitive, lanes)(*operands)
+        return compiled_call(step.lowered(primitive, lanes), *operands)
 
     def batch(operands: Any, dims: Any, *, step: Step, lanes: Lanes, devices: Any) -> Any:
         mapped = tuple(d is not None for d in dims)

@@ -11,7 +11,6 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
-import numpy as np
 import saiunit as u
 
 from traceops.compiler.column_blocks import describe
@@ -58,9 +57,11 @@ def gradient(
     _check_choice('reduction', reduction, upstream.REDUCTIONS)
     _check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
     length = upstream.sequence_length(sequences)
-    mask_ = _checked_mask(mask, length)
+    mask_ = upstream.check_mask(mask, length)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+    if _unjitted(learner):
+        return as_upstream(_UNJITTED)
     _check_states(learner, driver)
     weights = driver._seq_param_states if weights is None else weights
     rule = _rule(learner, driver)
@@ -183,6 +184,8 @@ def evolve(
     length = upstream.sequence_length(sequences)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+    if _unjitted(learner):
+        return as_upstream(_UNJITTED)
     _check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm) or not learner._carries_trace:
         return as_upstream('no trace of the size of the weights is rolled')
@@ -233,15 +236,6 @@ def _check_choice(name: str, value: Any, legal: tuple[str, ...]) -> None:
         raise ValueError(f'{name} must be one of {legal}, got {value!r}.')
 
 
-def _checked_mask(mask: Any, length: int) -> Any:
-    checked = upstream.check_mask(mask, length)
-    if not isinstance(checked, jax.core.Tracer) and np.isnan(np.asarray(checked)).any():
-        where = np.flatnonzero(np.isnan(np.asarray(checked)))[:5].tolist()
-        raise ValueError(f'mask is NaN at steps {where}; every weight has to be a number '
-                         f'(0 drops the loss of a step).')
-    return checked
-
-
 def _check_states(learner: Any, driver: Any) -> None:
     """Hidden states still have the shapes that the graph was compiled for."""
     lanes = 0 if driver is learner else 1
@@ -257,6 +251,14 @@ def _check_states(learner: Any, driver: Any) -> None:
 
 def _rule(learner: Any, driver: Any) -> Any:
     return make_rule(learner, driver is not learner, at_once(learner.traceops_settings))
+
+
+_UNJITTED = 'jax.disable_jit() asks for the steps as Python takes them, one by one'
+
+
+def _unjitted(learner: Any) -> bool:
+    """Whether each step is to be run as it is written (and there is a trace to run it with)."""
+    return bool(jax.config.jax_disable_jit) and learner._carries_trace  # type: ignore[attr-defined]
 
 
 def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:

@@ -70,7 +70,7 @@ class FactorisedRule(Rule):
 
     def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
-        inner, indices = self.inner(carry), index + jnp.arange(steps_of(record))
+        inner, indices = self.inner(carry), _indices(index, steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
             return jax.lax.scan(self.digest, inner, whole(record))
         new, filtered, total = {}, {}, {}
@@ -129,7 +129,7 @@ class FactorisedRule(Rule):
             return (sum(record['total'][key] for _, key in keys)[None],
                     sum(record['filtered'][key] for _, key in keys), None)
         steps = steps_of(record['factor'])
-        correction = self._correction(index + jnp.arange(steps))
+        correction = self._correction(_indices(index, steps))
         plain, before = 0., None
         for g, key in keys:
             signal, factor = record['signal'][g], record['factor'][key]
@@ -199,5 +199,10 @@ class FactorisedRule(Rule):
 
     def _correction(self, index: Any) -> Any:
         """Upstream's warm-up correction, indexed as upstream indexes it."""
-        c = 1. - jnp.power(self.learner.decay_f, index + 1)
+        c = 1. - jax.lax.pow(self.learner.decay_f, index + 1)
         return jnp.maximum(jnp.where(index < 1000, c, 1.), 1e-8)
+
+
+def _indices(index: Any, steps: int) -> Any:
+    """The running index at every step of a window."""
+    return index + jnp.arange(steps, dtype=jnp.result_type(index))

@@ -21,7 +21,8 @@ from jax.interpreters import ad, batching, mlir
 from traceops.kernels.launch import KernelCall
 from traceops.ops import choice
 
-__all__ = ['Axes', 'Operation', 'at_axis', 'bind', 'define', 'fold_positions', 'lane_count']
+__all__ = ['Axes', 'Operation', 'at_axis', 'bind', 'compiled_call', 'define', 'fold_positions',
+           'lane_count']
 
 Shaped = Any            # anything with .shape and .dtype
 Params = dict[str, Any]
@@ -143,7 +144,8 @@ def define(operation: Operation) -> Operation:
         return operation.batch(operation, size, operands, dims, request, params)
 
     def eager(*operands: Any, **params: Any) -> Any:
-        return _jitted(p, tuple(sorted(params.items(), key=lambda kv: kv[0])))(*operands)
+        return compiled_call(
+            _jitted(p, tuple(sorted(params.items(), key=lambda kv: kv[0]))), *operands)
 
     p.def_abstract_eval(abstract)
     p.def_impl(eager)
@@ -157,6 +159,14 @@ def define(operation: Operation) -> Operation:
 @functools.lru_cache(maxsize=256)
 def _jitted(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+
+def compiled_call(function: Callable[..., Any], *operands: Any) -> Any:
+    """A primitive outside of a program is a program of its own, whatever ``jax.disable_jit`` says
+    of functions: so it is with jax's.
+    """
+    with jax.disable_jit(False):
+        return function(*operands)
 
 
 def bind(operation: Operation, *operands: Any, backend: str | None = None,
