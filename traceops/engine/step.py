@@ -5,17 +5,21 @@
 A :class:`Step` says who takes the step and what it computes; the primitives carry it as a
 parameter and know nothing of learners, rules or the operations behind them. A step may say how
 to take it with the kernels of :mod:`traceops.ops` on a GPU that they serve.
+
+What is a parameter of a primitive stays in jax's caches long after its learner: a step owns
+programs, and no learner.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from traceops.compiler.jaxpr import depends_on
@@ -33,25 +37,32 @@ class Step:
     Parameters
     ----------
     owner : object
-        The learner. Compared by identity, as the step itself is.
-    function : callable
-        ``(**operands) -> results``, a pytree; upstream's own computation.
-    operands : dict of str to pytree
-        An example, which fixes names, order and structure.
-    fused : callable, optional
-        The same as ``function``, through operations that have kernels.
+        The learner, of which the step keeps a weak reference. Compared by identity, as the step
+        itself is.
+    program : ClosedJaxpr
+        Of the leaves of all operands: upstream's own computation.
+    trees : dict of str to PyTreeDef
+        Names, order and structure of the operands.
+    result : PyTreeDef
+        Structure of the results.
+    fused : ClosedJaxpr, optional
+        The same as ``program``, through operations that have kernels.
     served : callable, optional
         ``(place) -> bool``: whether they serve it there; with ``fused``.
     """
 
-    def __init__(self, owner: Any, function: Callable[..., Any], operands: dict[str, Any],
-                 fused: Callable[..., Any] | None = None,
+    def __init__(self, owner: Any, program: ClosedJaxpr, trees: dict[str, Any], result: Any,
+                 fused: ClosedJaxpr | None = None,
                  served: Callable[[choice.Place], bool] | None = None) -> None:
-        self.owner, self.function = owner, function
+        self._owner = weakref.ref(owner)
+        self.program, self.trees, self.result = program, trees, result
         self.fused, self.served = fused, served
-        self.trees = {name: jax.tree.structure(value) for name, value in operands.items()}
-        self.result: Any = None
-        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._mapped: dict[Any, Callable[..., Any]] = {}
+
+    @property
+    def owner(self) -> Any:
+        """The learner, or ``None`` if only a program that it was part of is left."""
+        return self._owner()
 
     def split(self, flat: Sequence[Any]) -> dict[str, list[Any]]:
         """Leaves of each operand."""
@@ -68,30 +79,17 @@ class Step:
 
     def over(self, lanes: Lanes, fused: bool = False) -> Callable[..., Any]:
         """The function of flat operands, mapped over each level of lanes, outermost first."""
-        if (lanes, fused) not in self._compiled:
-            fn: Callable[..., Any] = functools.partial(
-                self._flat, self.fused if fused else self.function)
+        if (lanes, fused) not in self._mapped:
+            program = self.fused if fused and self.fused is not None else self.program
+            fn: Callable[..., Any] = jaxpr_as_fun(program)
             for mapped in reversed(lanes):
                 fn = jax.vmap(fn, in_axes=[0 if m else None for m in mapped])
             # inlined: the caller's program is upstream's, and tracing happens once
-            self._compiled[lanes, fused] = jax.jit(fn, inline=True)
-        return self._compiled[lanes, fused]
+            self._mapped[lanes, fused] = jax.jit(fn, inline=True)
+        return self._mapped[lanes, fused]
 
-    def _flat(self, function: Any, *flat: Any) -> list[Any]:
-        leaves, self.result = jax.tree.flatten(function(**self.unflatten(flat)))
-        return leaves
-
-    def lowered(self, primitive: Primitive, lanes: Lanes) -> Callable[..., Any]:
-        """The primitive itself as a compiled function: the lowering chooses how it is taken."""
-        if (primitive, lanes) not in self._compiled:
-            self._compiled[primitive, lanes] = jax.jit(functools.partial(
-                primitive.bind, step=self, lanes=lanes, devices=choice.devices_needed()))
-        return self._compiled[primitive, lanes]
-
-    def bind(self, primitive: Primitive, **operands: Any) -> Any:
+    def bind(self, primitive: Primitive, flat: Sequence[Any]) -> Any:
         """Take the step: the results, in their structure."""
-        flat = [jnp.asarray(leaf) for name in self.trees for leaf in jax.tree.leaves(
-            operands[name])]
         devices = None if self.fused is None else choice.devices_needed()
         out = primitive.bind(*flat, step=self, lanes=(), devices=devices)
         return self.result.unflatten(out)
@@ -119,10 +117,14 @@ def _primitive(name: str) -> Primitive:
     primitive = Primitive(f'etp_{name}')
     primitive.multiple_results = True
 
+    # the primitive itself as a compiled function: the lowering chooses how it is taken
+    lowered = jax.jit(primitive.bind, static_argnames=('step', 'lanes', 'devices'))
+
     def eager(*operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
         if devices is None:         # no program for a GPU can be made
             return step.over(lanes)(*operands)
-        return compiled_call(step.lowered(primitive, lanes), *operands)
+        return compiled_call(functools.partial(lowered, step=step, lanes=lanes, devices=devices),
+                             *operands)
 
     def batch(operands: Any, dims: Any, *, step: Step, lanes: Lanes, devices: Any) -> Any:
         mapped = tuple(d is not None for d in dims)

@@ -45,6 +45,12 @@ def unwatched() -> Iterator[None]:
         _unwatched.reset(token)
 
 
+def _served(request: str, calls: list[list[Any]], place: choice.Place) -> bool:
+    """Whether the kernel of the trace update takes every one of these calls."""
+    return all(choice.decide(OPERATIONS['d_trace_window'], structs, {'gradient': 'none'},
+                             request, place).backend == 'triton' for structs in calls)
+
+
 class Steps:
     """The steps of one learner; ``update`` and ``solve`` are upstream's own methods, bound."""
 
@@ -58,6 +64,7 @@ class Steps:
         self._fused = {UPDATE: self._fused_update, GRADIENT: self._fused_gradient}
         self._upstream_update, self._upstream_solve = update, solve
         self._upstream_previous = previous
+        self._functions: dict[Any, Any] = {}
         self._steps: dict[Any, Step] = {}
         _made.add(self)
 
@@ -92,13 +99,37 @@ class Steps:
         return {path: weight_vals[path] for path in self.paths}
 
     def _take(self, primitive: Any, **operands: Any) -> Any:
-        key = (primitive, *(jax.tree.structure(value) for value in operands.values()))
-        step = self._steps.get(key)
+        flat = [jnp.asarray(leaf) for leaf in jax.tree.leaves(list(operands.values()))]
+        trees = {name: jax.tree.structure(value) for name, value in operands.items()}
+        traced = self._traced_of(primitive, self._methods[primitive], trees, flat)
+        step = self._steps.get(traced.jaxpr)
         if step is None:
-            fused = self._fused.get(primitive) if self._with_kernels else None
-            step = self._steps[key] = Step(self.learner, self._methods[primitive], operands,
-                                           fused, self._served if fused else None)
-        return step.bind(primitive, **operands)
+            fused = served = None
+            if primitive in self._fused and self._with_kernels and choice.devices_needed():
+                fused = self._traced_of(primitive, self._fused[primitive], trees, flat).jaxpr
+                served = functools.partial(
+                    _served, self.learner.traceops_settings.backend,
+                    [structs for view in self._with_kernels for structs in self._structs(view)])
+            step = self._steps[traced.jaxpr] = Step(
+                self.learner, traced.jaxpr, trees, traced.out_tree, fused, served)
+        return step.bind(primitive, flat)
+
+    def _traced_of(self, primitive: Any, function: Callable[..., Any], trees: dict[str, Any],
+                   flat: list[Any]) -> Any:
+        """The function as a program of the leaves of its operands; the same one, as jax keeps it,
+        for leaves of the same types."""
+        key = (primitive, function.__name__, *trees.values())
+        if key not in self._functions:
+            counts = [tree.num_leaves for tree in trees.values()]
+
+            def of_leaves(*leaves: Any) -> Any:
+                parts, start = {}, 0
+                for (name, tree), count in zip(trees.items(), counts, strict=True):
+                    parts[name] = tree.unflatten(leaves[start:start + count])
+                    start += count
+                return function(**parts)
+            self._functions[key] = jax.jit(of_leaves)
+        return self._functions[key].trace(*flat)
 
     # -- what the steps compute: upstream's own -----------------------------------------------
 
@@ -138,12 +169,6 @@ class Steps:
         left = [d.reason for d in found if d.backend != 'triton']
         return (f"upstream's program: {left[0]}" if left else
                 f'etp_d_trace_window: {found[0].reason}')
-
-    def _served(self, place: choice.Place) -> bool:
-        request = self.learner.traceops_settings.backend
-        return all(choice.decide(OPERATIONS['d_trace_window'], structs, {'gradient': 'none'},
-                                 request, place).backend == 'triton'
-                   for view in self._with_kernels for structs in self._structs(view))
 
     def _structs(self, view: RelationView) -> Iterator[list[Any]]:
         """Operands of the operation, of each group, as shapes."""

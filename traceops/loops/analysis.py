@@ -85,7 +85,7 @@ def owners_in(jaxpr: Any) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for eqn in getattr(jaxpr, 'eqns', ()):
         step = step_of(eqn)
-        if step is not None:
+        if step is not None and step.owner is not None:     # else: of a program that outlived it
             found[id(step.owner)] = step.owner
         found.update(_owners_in_params(eqn.params))
     return found
@@ -127,7 +127,8 @@ class Analysis:
         #: carry -> the values added to it that gradients have part in, with their sign
         self.sinks: dict[int, list[tuple[Value, int]]] = {}
         self._follow()
-        owners = {id(s.owner): s.owner for s in map(step_of, self.steps) if s is not None}
+        owners = {id(s.owner): s.owner for s in map(step_of, self.steps)
+                  if s is not None and s.owner is not None}
         self.learners = [self._learner(owner) for owner in owners.values()]
         for node in flat.nodes:                 # loops inside are looked at on their own
             if node.name != 'scan':
