@@ -22,7 +22,7 @@ SHARED = -n $(WORKERS) --maxprocesses 4 --dist worksteal
 PYTEST = $(BIN)/pytest $(SHARED)
 
 .PHONY: help demo examples test test-all test-gpufree test-gpufree-quick gpu-programs \
-	gpufree-venv lint bench build clean venv
+	gpufree-venv lint bench docs build clean venv
 
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
@@ -33,6 +33,7 @@ help:
 	@echo 'make gpu-programs  what training costs as a GPU program, without a GPU'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make bench     upstream, traceops, BPTT and simulation in one run'
+	@echo 'make docs      the documentation, in out/docs/; its tutorial runs'
 	@echo 'make build     sdist and wheel, in dist/'
 	@echo 'make clean     remove what the others made, environments too'
 	@echo "Variables: PYTHON=python3.12  ARGS='-k window'  WORKERS=2"
@@ -77,6 +78,12 @@ lint: venv
 
 bench: venv
 	$(BIN)/traceops bench $(ARGS)
+
+# A warning is an error. What Sphinx needs is added to the environment at the first use.
+docs: venv
+	@$(BIN)/python -c 'import furo, myst_nb' 2> /dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --editable '.[docs]'
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html docs out/docs
 
 build: venv
 	$(BIN)/python -m build

@@ -81,7 +81,8 @@ def test_requirements(metadata):
             'numpy'} <= core
     assert not any(re.search(r'cuda|triton|nvidia|rocm', str(r))
                    for r in requirements if r.marker is None)
-    assert set(metadata.get_all('Provides-Extra')) == {'gpu', 'demo', 'test', 'dev'}
+    assert set(metadata.get_all('Provides-Extra')) == {
+        'gpu', 'demo', 'test', 'dev', 'docs', 'peers'}
     gpu = {r.name for r in requirements if r.marker and r.marker.evaluate({'extra': 'gpu'})}
     assert gpu == {'jax', 'jax-triton', 'triton'}
 
@@ -100,7 +101,7 @@ def test_every_import_of_the_package_is_a_requirement(metadata):
     requirements = [Requirement(text) for text in metadata.get_all('Requires-Dist')]
     declared = {extra: {r.name for r in requirements
                         if r.marker is None or r.marker.evaluate({'extra': extra})}
-                for extra in ('', 'demo', 'gpu')}
+                for extra in ('', 'demo', 'gpu', 'peers')}
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob('*.py'):
             found = imported(path) - {*sys.stdlib_module_names, 'traceops'}
@@ -116,7 +117,8 @@ def test_the_sdist_holds_what_a_fresh_clone_does(built):
         names = {n.split('/', 1)[1] for n in archive.getnames() if '/' in n}
     assert {'setup.py', 'pyproject.toml', 'Makefile', 'LICENSE', 'CHANGELOG.md', 'CONTRIBUTING.md',
             'tools/find-python', 'tools/make-venv', '.ci/run', 'tests/conftest.py',
-            'examples/README.md', 'examples/evidence.py'} <= names
+            'examples/README.md', 'examples/evidence.py', 'docs/index.md', 'docs/images/window.svg',
+            'CITATION.cff', 'SECURITY.md', '.github/workflows/ci.yml'} <= names
     assert {path.relative_to(ROOT).as_posix() for folder in FOLDERS
             for path in (ROOT / folder).rglob('*.py')} <= names
 
@@ -184,7 +186,7 @@ def test_make_says_which_python_is_missing():
 def test_every_source_file_names_its_licence():
     scripts = [ROOT / name for name in ('Makefile', '.ci/run', 'tools/find-python',
                                         'tools/make-venv', 'setup.py')]
-    modules = [path for folder in (*FOLDERS, 'examples', 'tests')
+    modules = [path for folder in (*FOLDERS, 'docs', 'examples', 'tests')
                for path in (ROOT / folder).rglob('*.py')]
     for path in [*scripts, *modules]:
         text = path.read_text()

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs, and is near its beginning."""
+"""The README's code runs and learns; what it and the pages say of settings and files is so."""
 
 import pathlib
 import re
@@ -19,8 +19,15 @@ def test_the_example_runs_and_learns(capsys):
     names = {}
     for code in re.findall(r'```python\n(.*?)```', README, re.S):
         exec(compile(code, 'README.md', 'exec'), names)
-    assert any(np.linalg.norm(g) > 0 for g in jax.tree.leaves(names['grads']))
+    assert names['losses'][-1] < 0.5 * names['losses'][0]
     assert 'window' in capsys.readouterr().out
+    weights = names['learner'].param_states
+    before = {path: w.value for path, w in weights.items()}
+    names['train'](names['xs'], 2 * names['ys'])
+    moved = {path[0] for path, w in weights.items() if any(
+        np.linalg.norm(a - b) > 0 for a, b in zip(
+            *map(jax.tree.leaves, (before[path], w.value)), strict=True))}
+    assert moved == {'rnn', 'out'}
 
 
 def test_the_example_is_within_the_first_lines():
@@ -29,7 +36,8 @@ def test_the_example_is_within_the_first_lines():
 
 
 def test_the_settings_are_those_there_are():
-    rows = re.findall(r'^\| `(\w+)=(.+?)` \| `(\w+)` \|', README, re.M)
+    text = (ROOT / 'docs/guides/migrating.md').read_text()
+    rows = re.findall(r'^\| `(\w+)=(.+?)` \| `(\w+)` \|', text, re.M)
     assert {name: env for name, _, env in rows} == config.ENVIRONMENT
     for name, default, _ in rows:
         assert traceops.Settings(**{name: eval(default)}) == traceops.Settings()
@@ -41,4 +49,9 @@ def test_commands_targets_and_files_that_it_names_exist():
     rules = re.findall(r'^([\w -]+):', (ROOT / 'Makefile').read_text(), re.M)
     targets = {target for rule in rules for target in rule.split()}
     assert set(re.findall(r'`make ([\w-]+)', README) + ['demo', 'test']) <= targets
-    assert all((ROOT / name).exists() for name in re.findall(r'`(\w+\.md)`', README))
+    files = re.findall(r'`(\w+\.md)`', README) + re.findall(r'\]\((docs/[^)#]+)', README)
+    assert len(files) > 15 and all((ROOT / name).exists() for name in files)
+
+
+def test_it_fits_two_screens():
+    assert len(README.splitlines()) < 120
