@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-import jax
-
 from traceops.errors import SettingsError
 
 __all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'install_asked', 'reset',
@@ -58,7 +56,8 @@ class Settings:
         takes it. ``'highest'`` is exact for any input.
     backend : {'auto', 'jax', 'triton'}
         What runs the operations of ``traceops.ops``. ``'auto'`` chooses by platform and never
-        fails; a backend that is named works or raises.
+        fails; a backend that is named works or raises. A compiled function keeps the one that
+        was in force when it was traced.
     two_phase : bool or None
         How what a window recorded is digested after the loop over time, which only simulates.
         ``True``: Jacobians and learning signals of all steps are stored and digested together.
@@ -130,11 +129,17 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
 }
 
 
+@dataclasses.dataclass(eq=False)
+class _Block:
+    """Options of one block. A context may still know of a block that was left in another one."""
+
+    options: dict[str, Any]
+    open: bool = True
+
+
 _lock = threading.Lock()
-#: In the key of jit's caches: no program outlives the backend that it was made with.
-_backend_key = jax.make_user_context(None)
 _process: dict[str, Any] = {}                           # replaced as a whole, never changed
-_block: ContextVar[dict[str, Any]] = ContextVar('traceops_settings', default={})  # noqa: B039
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar('traceops_settings', default=())
 
 _WORDS = {'1': True, 'true': True, 'yes': True, 'on': True,
           '0': False, 'false': False, 'no': False, 'off': False}
@@ -194,7 +199,11 @@ def _known(options: dict[str, Any]) -> None:
 
 def settings() -> Settings:
     """The settings in force: of the block, else of the process, else of the environment."""
-    return _in_force(_block.get())
+    return _in_force(_of_blocks())
+
+
+def _of_blocks() -> dict[str, Any]:
+    return {k: v for block in _blocks.get() if block.open for k, v in block.options.items()}
 
 
 def configure(**options: Any) -> Settings:
@@ -215,24 +224,19 @@ def configure(**options: Any) -> Settings:
     SettingsError
         Unknown option or illegal value; nothing is changed then.
     """
+    global _process
     _known(options)
     with _lock:
         _in_force(options)
-        _replace(_process | options)
+        _process = _process | options
     return settings()
-
-
-def _replace(options: dict[str, Any]) -> None:
-    global _process
-    if options.get('backend') != _process.get('backend'):
-        jax.clear_caches()              # programs of the other backend
-    _process = options
 
 
 def reset() -> Settings:
     """Forget every :func:`configure` of this process."""
+    global _process
     with _lock:
-        _replace({})
+        _process = {}
     return settings()
 
 
@@ -246,11 +250,12 @@ def configured(**options: Any) -> Iterator[Settings]:
         Unknown option or illegal value.
     """
     _known(options)
-    inner = {**_block.get(), **options}
-    now = _in_force(inner)
-    token = _block.set(inner)
+    now = _in_force({**_of_blocks(), **options})
+    block = _Block(options)
+    _blocks.set((*_blocks.get(), block))
     try:
-        with _backend_key(inner.get('backend')):
-            yield now
+        yield now
     finally:
-        _block.reset(token)
+        # no token: blocks may end in any order, and in another context than they began in
+        block.open = False
+        _blocks.set(tuple(other for other in _blocks.get() if other is not block))

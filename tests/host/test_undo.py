@@ -88,11 +88,14 @@ def test_undo_after_an_error_in_a_block():
     assert changes(before) == [] and not traceops.installed()
 
 
-def test_uninstall_does_not_reach_into_a_block_nor_a_block_outlive_itself():
-    traceops.install()
+def test_uninstall_ends_with_traceops_off_and_a_block_does_not_outlive_itself():
     with traceops.enabled():
-        traceops.uninstall()
-        assert traceops.installed() and fast(learner())
+        traceops.install()
+        with traceops.enabled():
+            traceops.uninstall()
+            assert not traceops.installed() and not fast(learner())
+        with traceops.enabled():
+            assert traceops.installed()
     assert not traceops.installed()
     with traceops.enabled():
         traceops.install()
