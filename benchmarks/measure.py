@@ -154,12 +154,14 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
     """``{name: (inputs, labels) -> (gradients or None, loss)}``, those of ``names`` (default: all).
 
     Each has a net of its own, made from the same seed and compiled beforehand; its states
-    (and its trace, where one is carried) go on from call to call, as in a training loop.
+    (and its trace, where one is carried) go on from call to call, as in a training loop. Only a
+    call of ``'reset'`` begins a new sequence, with a trace of zeros.
     """
     fits = case.upstream_fits
     makers: dict[str, tuple[bool, Callable[[Training], Callable[..., Any]]]] = {
         'upstream': (fits, lambda t: online(t, braintrace.compile)),
         'traceops': (fits, lambda t: online(t, traceops.compile)),
+        'reset': (fits and case.rule == 'D_RTRL', lambda t: online(t, traceops.compile, True)),
         'free': (case.rule == 'D_RTRL',
                  lambda t: online(t, traceops.compile, carry_trace=False)),
         'bptt': (fits, _bptt), 'forward': (True, _forward)}
@@ -256,7 +258,7 @@ def _compared(fns: dict[str, Any], x: Any, y: Any, row: Row) -> str:
     results = {name: fn(x, y) for name, fn in fns.items()}
     try:
         found = [check(results['upstream'][0], results[k][0])
-                 for k in ('traceops', 'free') if k in results and 'upstream' in results]
+                 for k in ('traceops', 'reset', 'free') if k in results and 'upstream' in results]
     except ValueError as err:
         return str(err)
     row.difference = float(np.max(found)) if found else None

@@ -70,9 +70,11 @@ def read(compiled: Any, gpu: str) -> Program:
                    compiled.memory_analysis().temp_size_in_bytes)
 
 
-def programs(make: Callable[[], Training], gpu: str, free: bool = True,
-             reset: bool = True) -> dict[str, Program]:
-    """Of ``'upstream'``, ``'traceops'``, ``'free'`` (no trace carried) and ``'forward'``.
+def programs(make: Callable[[], Training], gpu: str, free: bool = True) -> dict[str, Program]:
+    """Of ``'upstream'``, ``'traceops'``, ``'reset'``, ``'free'`` and ``'forward'``.
+
+    The first two go on from the states and the trace that the last call left; in a call of
+    ``'reset'`` a new sequence begins, whose trace starts from zero; ``'free'`` carries no trace.
 
     Parameters
     ----------
@@ -81,10 +83,7 @@ def programs(make: Callable[[], Training], gpu: str, free: bool = True,
     gpu : str
         A key of ``targets.GPUS``.
     free : bool
-        Whether there is a form without a carried trace to look at.
-    reset : bool
-        Each call begins a new sequence; else it goes on from the states and the trace that the
-        last one left.
+        Whether there is a trace of the size of the weights, which a call may do without.
 
     Raises
     ------
@@ -95,13 +94,14 @@ def programs(make: Callable[[], Training], gpu: str, free: bool = True,
     brainstate.environ.set(dt=1. * u.ms)
     # the form for GPUs; the platform that this process runs on has another
     form: dict[str, Any] = {'two_phase': True}
-    makers = {'upstream': lambda t: online(t, braintrace.compile, reset),
-              'traceops': lambda t: online(t, traceops.compile, reset, **form),
-              'free': lambda t: online(t, traceops.compile, reset, carry_trace=False, **form),
-              'forward': lambda t: simulation(t, reset)}
+    makers = {'upstream': lambda t: online(t, braintrace.compile),
+              'traceops': lambda t: online(t, traceops.compile, **form),
+              'reset': lambda t: online(t, traceops.compile, True, **form),
+              'free': lambda t: online(t, traceops.compile, carry_trace=False, **form),
+              'forward': simulation}
     found = {}
     for name, maker in makers.items():
-        if free or name != 'free':
+        if free or name not in ('reset', 'free'):
             training = make()
             compiled = compile_stateful(gpu, maker(training), training.inputs, training.targets)
             found[name] = read(compiled, gpu)

@@ -26,7 +26,8 @@ from traceops.text import render
 
 __all__ = ['figures', 'kernel_table', 'main', 'markdown', 'summary', 'table']
 
-_WHO = {'upstream': 'upstream', 'traceops': 'traceops', 'free': 'traceops, no carry',
+_WHO = {'upstream': 'upstream', 'traceops': 'traceops',
+        'reset': 'traceops, reset', 'free': 'traceops, no carry',
         'forward': 'simulation only'}
 _HEAD = ('case', 'program', 'kernels', 'MB', 'model us', 'temporary MB',
          'kernels / simulation', 'model time / simulation', 'bytes / simulation',
@@ -47,9 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('targets', nargs='*', metavar='CASE | MODULE:FACTORY',
                         help="cases by name or glob (default: all), or a net of yours")
     parser.add_argument('--gpu', default='h100', choices=GPUS, help='default: h100')
-    parser.add_argument('--continued', action='store_true',
-                        help='calls that go on from the trace of the last one (default: each '
-                             'begins a new sequence)')
     parser.add_argument('--ops', action='store_true', help='a row for every kernel, largest first')
     parser.add_argument('--json', type=pathlib.Path, metavar='PATH', help='write the figures')
     parser.add_argument('--markdown', type=pathlib.Path, metavar='PATH', help='write the table')
@@ -67,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     trainings = _trainings(args.targets, parser)
     rows = []
     for name, (make, free, aims) in trainings.items():
-        found = programs(make, args.gpu, free, not args.continued)
+        found = programs(make, args.gpu, free)
         rows.append(figures(name, args.gpu, found, aims))
         print(table(rows[-1:]), end='', flush=True)
         if args.ops:

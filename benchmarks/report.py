@@ -22,7 +22,6 @@ __all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', '
 
 LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
 
-
 def machine() -> dict[str, Any]:
     """The machine and the versions."""
     cpu = platform.processor() or 'unknown'
@@ -64,6 +63,7 @@ def figures(row: Row) -> dict[str, Any]:
         'upstream_fits': case.upstream_fits, 'bar': bar, 'bar_free': bar_free,
         'ratio': row.ratio('upstream', 'traceops'), 'ratio_free': row.ratio('upstream', 'free'),
         'learning_over_forward': row.ratio(learner, 'forward'),
+        'carried_over_forward': row.ratio('traceops', 'forward') if 'free' in times else None,
         'over_bptt': row.ratio(learner, 'bptt'),
         'compile_ratio': _over(row.compile_seconds.get('traceops'),
                                row.compile_seconds.get('upstream')),
@@ -112,8 +112,9 @@ def line(f: dict[str, Any]) -> str:
     return f'{f["name"]}: {check}{spikes}p20/p50/p80 {spread}'
 
 
-_HEAD = ('case', 'upstream ms', 'traceops ms', 'no carry ms', 'BPTT ms', 'forward ms',
-         'upstream / traceops', 'no carry', 'learning / forward', 'compile', 'peak GiB')
+_HEAD = ('case', 'upstream ms', 'traceops ms', 'reset ms', 'no carry ms', 'BPTT ms', 'forward ms',
+         'upstream / traceops', 'no carry', 'learning / forward', 'carried / forward', 'compile',
+         'peak GiB')
 
 
 def _cells(f: dict[str, Any]) -> list[str]:
@@ -123,9 +124,12 @@ def _cells(f: dict[str, Any]) -> list[str]:
         f'trace alone {f["trace_bytes"] / 1e9:.1f} GB a copy'
     slower = '' if f['over_bptt'] is None or f['over_bptt'] <= 1 else ' (slower than BPTT)'
     lf = f['learning_over_forward']
-    return [f['name'], upstream, _ms(f, 'traceops'), _ms(f, 'free'), _ms(f, 'bptt'),
-            _ms(f, 'forward'), _ratio(f['ratio'], f['bar']),
+    carried = f['carried_over_forward']
+    return [f['name'], upstream, *(_ms(f, who) for who in (
+                'traceops', 'reset', 'free', 'bptt', 'forward')),
+            _ratio(f['ratio'], f['bar']),
             _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
+            f'{carried:.2f}' if carried else '-',
             f'{f["compile_ratio"]:.2f}' if f['compile_ratio'] else '-',
             f'{f["peak_memory"] / 2 ** 30:.1f}']
 

@@ -9,26 +9,45 @@ from typing import Any
 import numpy as np
 
 from traceops.kernels.launch import KernelCall, Tile, ceil_div, generation, power_of_2
+from traceops.kernels.trace_gradient.launch import work
 
 __all__ = ['MAX_STATES', 'TABLE', 'plan']
 
-MAX_STATES = 4
+MAX_STATES = 8
 
-#: (generation, dtype of the trace, S) to the tile ``(inputs, outputs)``.
-TABLE: dict[tuple[int, str, int], Tile] = {
-    (g, dtype, S): tile
+#: (generation, dtype of the trace, S, whether steps are many) to the tile
+#: ``(inputs, outputs, steps)``; no steps: they are added one by one.
+TABLE: dict[tuple[int, str, int, bool], Tile] = {
+    (g, dtype, S, many): tile
     for g in (80, 90, 100) for dtype in ('float32', 'bfloat16', 'float16')
-    for S, tile in {
-        1: Tile((32, 64), warps=4, stages=2, blocks_per_sm=4),
-        2: Tile((16, 64), warps=4, stages=2, blocks_per_sm=4),
-        3: Tile((16, 32), warps=4, stages=2, blocks_per_sm=4),
-        4: Tile((16, 32), warps=4, stages=2, blocks_per_sm=4),
-    }.items()}
+    for S, tiles in {
+        1: (Tile((32, 64, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((64, 64, 16), warps=4, stages=2, blocks_per_sm=2)),
+        2: (Tile((16, 64, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((64, 32, 16), warps=4, stages=2, blocks_per_sm=2)),
+        3: (Tile((16, 32, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((32, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
+        4: (Tile((16, 32, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((64, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
+        5: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
+        6: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
+        7: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=3),
+            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
+        8: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
+            Tile((32, 8, 16), warps=4, stages=2, blocks_per_sm=2)),
+    }.items()
+    for many, tile in enumerate(tiles) for many in (bool(many),)}
 
-#: The most steps of a window that the kernel adds, one by one, in less time than XLA multiplies
-#: them and passes over the trace (on an H200: of one step the kernel takes 0.55 of XLA's time, with
-#: two states 0.43, of fifty steps 2.7).
-_STEPS = 8
+#: The most steps that are added one by one (measured on an H200: of one step that takes 0.55 of
+#: XLA's time, with two states 0.43, of fifty 2.7); more are multiplied on tensor cores.
+_FEW = 8
+#: The most steps whose product takes no longer than the pass over the trace, by the peak rates of
+#: an A100, whose tensor cores are slowest beside its memory.
+_MOST = 128
+#: The smallest side of a product on tensor cores.
+_SIDE = 16
 #: Programs that keep every multiprocessor of the largest device busy.
 _ENOUGH = 512
 _PAIR = {'none': 0, 'entering': 1, 'leaving': 2}
@@ -40,17 +59,21 @@ def plan(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
     (B, I, O, S), T = trace.shape, inputs.shape[0]  # noqa: E741
     if factor.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {factor.dtype}'
-    key = generation(capability), np.dtype(trace.dtype).name, S
+    key = generation(capability), np.dtype(trace.dtype).name, S, T > _FEW
     if S > MAX_STATES:
         return f'{S} states a position do not fit in registers (at most {MAX_STATES})'
     if key not in TABLE:
         return f'the kernel takes a trace in float32, bfloat16 or float16, not {trace.dtype}'
     tile = TABLE[key]
-    BI, BO = (min(b, power_of_2(n)) for b, n in zip(tile.block, (I, O), strict=True))
+    packed = S == power_of_2(S)
+    BI, BO, BK = _block(tile, I, O, S if packed else 1)
     tiles = ceil_div(I, BI) * ceil_div(O, BO)
     part = ceil_div(B, min(B, ceil_div(_ENOUGH, tiles)))
     parts = ceil_div(B, part)
     pair = _PAIR[gradient]
+    steps = ceil_div(T, BK) * BK if BK else T
+    operations, unit = work(B * steps, I, O * S, 'highest') if BK else (
+        2 * B * I * O * S * (S + T + bool(pair)), 'fp32')
     sums = ((parts, I, O) if pair else (1,), np.float32)
 
     def finish(operands: Any, outputs: Any) -> Any:
@@ -64,7 +87,17 @@ def plan(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
         kernel='d_trace_window.d_trace_window',
         outputs=((trace.shape, trace.dtype), sums),
         grid=(ceil_div(I, BI), ceil_div(O, BO), parts), scalars=(T, B),
-        constants={'I': I, 'O': O, 'S': S, 'PART': part, 'PAIR': pair, 'BI': BI, 'BO': BO},
-        tile=tile, aliases={0: 0}, finish=finish,
-        operations=2 * B * I * O * S * (S + T + bool(pair)), unit='fp32',
-        rather=f"more than {_STEPS} steps: XLA's product of all is faster" if T > _STEPS else '')
+        constants={'I': I, 'O': O, 'S': S, 'PART': part, 'PAIR': pair,
+                   'PACKED': packed, 'BI': BI, 'BO': BO, 'BK': BK},
+        tile=tile, aliases={0: 0}, finish=finish, operations=operations, unit=unit,
+        rather=f"more than {_MOST} steps: the product takes longer than the pass over the trace, "
+               f"and XLA's library makes it as well" if T > _MOST else '')
+
+
+def _block(tile: Tile, I: int, O: int, width: int) -> tuple[int, int, int]:  # noqa: E741
+    """The tile of a program, no larger than the trace; ``width`` columns an output."""
+    BI, BO, BK = tile.block
+    least = (_SIDE, max(1, _SIDE // width)) if BK else (1, 1)
+    BI, BO = (max(few, min(b, power_of_2(n)))
+              for b, n, few in zip((BI, BO), (I, O), least, strict=True))
+    return BI, BO, BK

@@ -32,7 +32,7 @@ def test_every_row_that_is_aimed_at_is_measured():
 def test_a_row_from_end_to_end():
     row = measure.run(TINY, 1, progress=False)
     assert not row.error and row.difference <= 1e-5 and row.spikes > 0.05
-    assert set(row.seconds) == {'upstream', 'traceops', 'free', 'bptt', 'forward'}
+    assert set(row.seconds) == {'upstream', 'traceops', 'reset', 'free', 'bptt', 'forward'}
     figures = json.loads(json.dumps(report.figures(row)))
     assert figures['ratio'] == pytest.approx(row.median('upstream') / row.median('traceops'))
     text = report.summary([figures])

@@ -25,7 +25,8 @@ def program(launches, nbytes, microseconds, loops=0):
 @pytest.fixture
 def found():
     return {'upstream': program(220, 66000, 90.), 'traceops': program(150, 3000, 21.),
-            'free': program(140, 2800, 10., loops=2), 'forward': program(100, 2000, 10.)}
+            'reset': program(145, 2900, 15.), 'free': program(140, 2800, 10., loops=2),
+            'forward': program(100, 2000, 10.)}
 
 
 def run(*argv):
@@ -53,6 +54,7 @@ def test_ratios_and_verdicts(found):
     assert ours['bytes_of_upstream'] == 22.
     text = programs_command.table([row])
     assert '1.5 (met 1.5)' in text and '2.1 (MISSED 2)' in text and '22 (met 20)' in text
+    assert 'traceops, reset' in text and '1.45' in text
     assert '140 and 2 loops' in text            # whose length is not known: said, not guessed
     assert programs_command.summary([row]).startswith('missed:\n  a net: time 2.1, aimed at 2\n')
     assert '2.1 (MISSED 2)' in programs_command.markdown([row])
@@ -73,13 +75,13 @@ def test_kernels_largest_first(found):
 def test_the_command(found, monkeypatch, capsys, tmp_path):
     asked = []
 
-    def compiled(make, gpu, free, reset):
-        asked.append((make().algorithm, gpu, free, reset))
+    def compiled(make, gpu, free):
+        asked.append((make().algorithm, gpu, free))
         return found
     monkeypatch.setattr(programs_command, 'programs', compiled)
     assert run('ES-D-RTRL LIF 128', 'D-RTRL LIF 128', '--gpu', 'b200', '--ops',
                '--json', str(tmp_path / 'p.json'), '--markdown', str(tmp_path / 'p.md')) == 0
-    assert asked == [('ES_D_RTRL', 'b200', False, True), ('D_RTRL', 'b200', True, True)]
+    assert asked == [('ES_D_RTRL', 'b200', False), ('D_RTRL', 'b200', True)]
     out = capsys.readouterr().out
     assert 'compiled for b200' in out and 'simulation only: kernels' in out
     rows = json.loads((tmp_path / 'p.json').read_text())
@@ -98,9 +100,8 @@ def test_a_net_of_the_users(found, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     made = []
     monkeypatch.setattr(programs_command, 'programs',
-                        lambda make, gpu, free, reset: made.append(make()) or (
-                            found if not reset else {}))
-    assert run('their_net:training', '--continued') == 0
+                        lambda make, gpu, free: made.append(make()) or found)
+    assert run('their_net:training') == 0
     assert made[0].options == {'batch_size': 3} and made[0].loss(1, None) == 2
     assert run('their_net:half') == 1
     assert 'half() returned no algorithm, inputs, loss' in capsys.readouterr().err

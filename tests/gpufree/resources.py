@@ -106,11 +106,17 @@ def _scan_forms():
 
 
 def _trace_cases():
-    B, I, O, T = 32, 1024, 1024, 4  # noqa: E741
-    for g, S, dtype in itertools.product(GENERATIONS, (1, 2, 3, 4),
-                                         (jnp.float32, jnp.bfloat16, jnp.float16)):
-        for gradient in ('entering', 'leaving', 'none') if dtype == jnp.float32 else ('entering',):
-            yield Case(g, 'd_trace_window', f'S={S} {jnp.dtype(dtype).name} gradient={gradient}',
+    """One by one and multiplied; all forms of up to four states, of more those that differ."""
+    B, I, O = 32, 1024, 1024  # noqa: E741
+    narrow = jnp.bfloat16, jnp.float16
+    for g, S, T in itertools.product(GENERATIONS, range(1, 9), (4, 50)):
+        forms = [(jnp.float32, 'entering'), (jnp.bfloat16, 'entering')]
+        if S <= 4:
+            forms = [*((jnp.float32, gradient) for gradient in ('entering', 'leaving', 'none')),
+                     *((dtype, 'entering') for dtype in narrow)]
+        for dtype, gradient in forms:
+            yield Case(g, 'd_trace_window',
+                       f'S={S} {jnp.dtype(dtype).name} gradient={gradient}{" many" * (T > 8)}',
                        (((B, I, O, S), dtype), ((T, B, I), jnp.float32),
                         ((T, B, O, S), jnp.float32), ((B, O, S, S), jnp.float32),
                         ((B, O, S), jnp.float32)), (('gradient', gradient),))

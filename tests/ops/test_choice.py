@@ -158,7 +158,8 @@ def test_a_product_that_xla_does_as_well_is_left_to_it(T, I, O, precision, by_sa
                 capability, reason)
 
 
-@pytest.mark.parametrize('T, reason', [(1, None), (8, None), (9, 'more than 8 steps')])
+@pytest.mark.parametrize('T, reason', [(1, None), (9, None), (128, None),
+                                       (129, 'more than 128 steps')])
 def test_a_window_of_many_steps_over_a_trace_is_left_to_xla(T, reason):
     given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
         (4, 64, 96, 2), (T, 4, 64), (T, 4, 96, 2), (4, 96, 2, 2), (4, 96, 2))]

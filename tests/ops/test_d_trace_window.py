@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """``d_trace_window``: the reference against loops, and as a JAX primitive."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.ops import oracle
 from tests.ops.suites import DTraceWindowSuite, close, draw
 from traceops import ops
+from traceops.benchmarks.targets import GPUS
+from traceops.ops.primitive import OPERATIONS
 
 
 class TestDTraceWindow(DTraceWindowSuite):
@@ -62,3 +67,33 @@ def test_the_sum_over_lanes_makes_no_array_of_lanes():
     assert memory.temp_size_in_bytes < V * I * O * 4 / 2
     want = sum(oracle.d_trace_window(*[a[v] for a in operands])[1] for v in range(V))
     close(gradient(*operands), want, 2e-6)
+
+
+@pytest.mark.parametrize('storage, most', [(jnp.float32, 1.3), (jnp.bfloat16, 1.3)])
+@pytest.mark.parametrize('S', [1, 2, 8])
+def test_the_kernel_reads_and_writes_the_trace_once(S, storage, most):
+    """Counted: what passes through memory for a window, beside one read and one write of it."""
+    B, I, O, T = 32, 1024, 1024, 50  # noqa: E741
+    trace = jax.ShapeDtypeStruct((B, I, O, S), storage)
+    given = [trace, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (
+        (T, B, I), (T, B, O, S), (B, O, S, S), (B, O, S)))]
+    call = OPERATIONS['d_trace_window'].kernel(*given, capability=90, gradient='entering')
+    assert call.aliases == {0: 0}               # in place: no copy beside it
+    moved = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in given) + sum(
+        math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in call.outputs)
+    ideal = 2 * math.prod(trace.shape) * np.dtype(storage).itemsize
+    assert ideal < moved <= most * ideal
+
+
+@pytest.mark.parametrize('gpu', GPUS)
+@pytest.mark.parametrize('T', [9, 33, 64])
+def test_the_product_takes_no_longer_than_the_pass(gpu, T):
+    """By the peak rates: up to 64 steps a float32 trace is bound by the memory alone."""
+    device = GPUS[gpu]
+    shapes = (32, 1024, 1024, 2), (T, 32, 1024), (T, 32, 1024, 2), (32, 1024, 2, 2), (32, 1024, 2)
+    call = OPERATIONS['d_trace_window'].kernel(
+        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
+        capability=10 * device.capability[0] + device.capability[1], gradient='entering')
+    assert call.unit == 'tf32'
+    pass_over = 2 * 4 * math.prod(shapes[0]) / device.bandwidth
+    assert 0 < call.operations / device.peaks[call.unit] <= pass_over

@@ -32,7 +32,7 @@ class DTraceWindowSuite(Suite):
 
     @pytest.mark.parametrize('gradient, sizes, S', in_turn(
         ['entering', 'leaving'], [(1, 1, 1), (3, 60, 63), (2, 17, 36), (4, 3, 130)],
-        [1, 2, 3, 4], part=3))
+        [1, 2, 3, 4, 5, 6, 7, 8], part=3))
     def test_matches_a_loop(self, S, sizes, gradient):
         B, I, O = sizes  # noqa: E741
         operands = self.operands(S, T=4, B=B, I=I, O=O)
@@ -40,18 +40,18 @@ class DTraceWindowSuite(Suite):
         close(got, oracle.d_trace_window(*operands, gradient), self.tolerance)
 
     @pytest.mark.parametrize('gradient, T, S', in_turn(
-        ['entering', 'leaving'], [12, 50], [1, 2, 3, 4], part=4))
+        ['entering', 'leaving'], [12, 50], [1, 2, 3, 4, 5, 6, 7, 8], part=4))
     def test_a_window_of_many_steps(self, S, T, gradient):
-        """Left to XLA unless the kernel is asked for."""
+        """Multiplied, all steps at once."""
         operands = self.operands(S, T=T, B=2, I=18, O=37)
         got = ops.d_trace_window(*operands, gradient=gradient, backend=self.backend)
         close(got, oracle.d_trace_window(*operands, gradient), self.tolerance)
 
-    @pytest.mark.parametrize('S', [1, 2, 4])
+    @pytest.mark.parametrize('S, T', [(1, 3), (2, 12), (4, 3), (3, 12)])
     @pytest.mark.parametrize('storage, tolerance', [(jnp.bfloat16, 5e-3), (jnp.float16, 6e-4)])
-    def test_narrow_storage(self, S, storage, tolerance):
+    def test_narrow_storage(self, S, T, storage, tolerance):
         """Stored narrow, computed in float32: the gradient is that of the stored trace."""
-        operands = self.operands(S, storage=storage)
+        operands = self.operands(S, T=T, storage=storage)
         new, total = self.run(*operands)
         assert new.dtype == storage and total.dtype == jnp.float32
         want = oracle.d_trace_window(*operands)
