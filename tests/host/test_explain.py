@@ -62,7 +62,7 @@ def test_gradients_that_are_summed_over_spikes(monkeypatch):
 @pytest.mark.parametrize('make, engine, reason', [
     (lambda: start(braintrace.compile, NETS['lif'], 'd_rtrl', 3), 'upstream', 'made before'),
     (lambda: start(traceops.compile, NETS['shared-axis'], 'd_rtrl', 3), 'upstream', 'shares axis'),
-    (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, vjp_method='multi-step'),
+    (lambda: start(traceops.compile, NETS['lif'], 'eprop', 3, vjp_method='multi-step'),
      'upstream', 'multi-step'),
     (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, trace_dtype='bfloat16'),
      'upstream', 'rounds the trace'),

@@ -148,20 +148,6 @@ def test_what_cannot_be_counted_runs_upstream(float64, how):
     assert ours.inner._last_call[0] == 'per-step' and 'step_fn calls' in ours.inner._last_call[1]
 
 
-def test_multi_step_learners_run_upstream(float64):
-    upstream = start(braintrace.compile, NETS['vanilla'], 'd_rtrl', 6, vjp_method='multi-step')
-    ours = start(traceops.compile, NETS['vanilla'], 'd_rtrl', 6, vjp_method='multi-step')
-
-    def call(run: Run):
-        def step(x, y):
-            return ((run.learner(braintrace.MultiStepData(x)) - y) ** 2).mean((1, 2))
-        return run.learner.etrace_grad(run.x, run.y, step_fn=step, chunk_size=2,
-                                       return_value=True)
-    want, got = both(upstream, ours, call)
-    assert_close(want, got, 0., nonzero=True)
-    assert 'multi-step' in traceops.explain(ours.learner).rows[0].reason
-
-
 def test_diagonal_recurrence_equals_bptt(float64):
     """Where every recurrence is diagonal D-RTRL is exact."""
     _, ours = pair(NETS['elementwise'], 'd_rtrl', 12)

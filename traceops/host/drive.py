@@ -76,8 +76,8 @@ def gradient(
                 tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
                 counter=learner.running_index, invariant=learner._recorder.invariant,
                 in_loop=rule.in_loop, **form_of_loops(learner.traceops_settings))
-        if program.count != 1:
-            return as_upstream(_count_reason(program.count))
+        if program.count != 1 or learner._recorder.several_steps:
+            return as_upstream(_not_a_step(learner, program))
         K, twice = _windows(rule, program, length)
         total, losses, aux = _run_gradient(
             learner, rule, program, weights, (sequences, mask_), K, twice)
@@ -205,8 +205,8 @@ def evolve(
             program = trace_step(step, (sequences,), tape=learner._recorder.tape,
                                  constants=(), counter=learner.running_index,
                                  **form_of_loops(learner.traceops_settings))
-        if program.count != 1:
-            return as_upstream(_count_reason(program.count))
+        if program.count != 1 or learner._recorder.several_steps:
+            return as_upstream(_not_a_step(learner, program))
         K, _ = _windows(rule, program, length)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
@@ -224,7 +224,7 @@ def evolve(
 
 @contextlib.contextmanager
 def _recording(learner: Any) -> Iterator[None]:
-    learner._recorder.active = True
+    learner._recorder.active, learner._recorder.several_steps = True, False
     try:
         yield
     finally:
@@ -272,7 +272,11 @@ def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
     return why_small(learner, rule.lanes, length)
 
 
-def _count_reason(count: int | None) -> str:
+def _not_a_step(learner: Any, program: StepProgram) -> str:
+    """Why a call of ``step_fn`` is not one step of the learner."""
+    count = program.count
+    if learner._recorder.several_steps:
+        return 'step_fn gives the learner MultiStepData, several steps at once; pass single steps'
     if count is None:
         return ('step_fn calls the learner inside an inner jit, scan or branch, where its calls '
                 'cannot be counted; call it directly in step_fn')

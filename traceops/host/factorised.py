@@ -35,6 +35,11 @@ class FactorisedRule(Rule):
     def bypass(self) -> bool:
         return upstream.has_bypass(self.learner)
 
+    @property
+    def _late(self) -> int:
+        """How much later a signal on previous hidden values is indexed than their own step."""
+        return 1 if upstream.pairs_with_the_step_before(self.learner) else 0
+
     @cached_property
     def _filtered_while_simulating(self) -> tuple[Any, ...]:
         """Inputs whose low-pass is kept step by step: all that enter the filter as they are.
@@ -125,6 +130,7 @@ class FactorisedRule(Rule):
         is known); ``None`` where there is nothing, or no need for it.
         """
         keys = [(g, view.factor_key(g)) for g in view.groups]
+        index = index + self._late
         if 'total' in record:
             return (sum(record['total'][key] for _, key in keys)[None],
                     sum(record['filtered'][key] for _, key in keys), None)

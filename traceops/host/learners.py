@@ -120,7 +120,7 @@ class FastLearner:
     def _update_etrace_data(self, index: Any, trace: Any, h2w: Any, h2h: Any,
                             weight_vals: Any, multi_step: bool) -> Any:
         if self._recording:
-            return self._recorder.record(h2w, h2h)  # type: ignore[union-attr]
+            return self._recorder.record(h2w, h2h, multi_step)  # type: ignore[union-attr]
         if not self._carries_trace:
             return {}
         if self._steps is not None and not multi_step:
@@ -131,10 +131,12 @@ class FastLearner:
     def _solve_weight_gradients(self, index: Any, trace: Any, signal: Any, weight_vals: Any,
                                 plain: Any, within: Any) -> Any:
         grads: dict[Any, Any] = dict.fromkeys(self.param_states)  # type: ignore[attr-defined]
+        before = upstream.pairs_with_the_step_before(self)
         if self._recording:
-            self._recorder.signal = list(signal)  # type: ignore[union-attr]
+            self._recorder.take_signal(signal, before)  # type: ignore[union-attr]
         elif self._steps is not None:
-            grads.update(self._steps.gradient(index, trace, signal, weight_vals))
+            take = self._steps.previous if before else self._steps.gradient
+            grads.update(take(index, trace, signal, weight_vals))
         else:
             return super()._solve_weight_gradients(  # type: ignore[misc]
                 index, trace, signal, weight_vals, plain, within)
@@ -146,7 +148,7 @@ class FastLearner:
     def _solve_previous_trace_gradients(self, index: Any, trace: Any, signal: Any,
                                         weight_vals: Any) -> Any:
         if self._recording:
-            self._recorder.bypass_signal = list(signal)  # type: ignore[union-attr]
+            self._recorder.take_bypass(signal)  # type: ignore[union-attr]
             return {}
         if self._steps is not None:
             return self._steps.previous(index, trace, signal, weight_vals)
@@ -162,12 +164,7 @@ class FastLearner:
         out = super()._update_fn_bwd(residuals, cotangents)  # type: ignore[misc]
         if not self._recording:
             return out
-        recorder: Any = self._recorder
-        ports = {'signal': recorder.signal}
-        if recorder.bypass:
-            ports['bypass'] = recorder.bypass_signal
-        recorder.signal = recorder.bypass_signal = None
-        return (*out[:4], ports, *out[5:])
+        return (*out[:4], self._recorder.given_signals(), *out[5:])  # type: ignore[union-attr]
 
     # -- sequences -------------------------------------------------------------------------
 

@@ -108,9 +108,9 @@ def _one_state(learner: Any) -> bool:
 
 def _rule_reason(learner: Any) -> str | None:
     config = learner.config
-    if learner.vjp_method != 'single-step':
-        return (f'vjp_method={learner.vjp_method!r} differentiates through several steps at once; '
-                f"the adjoint form pairs each step's signal with its own trace")
+    if upstream.pairs_with_the_step_before(learner) and config.trace_filter == 'kappa':
+        return ("vjp_method='multi-step' with a kappa filter low-passes the trace of the step "
+                "before; make the learner with vjp_method='single-step'")
     if config.learning_signal == 'bootstrapped':
         return "learning_signal='bootstrapped' injects a cotangent at the end of each step"
     if config.recurrence_scope == 'sparse_n':

@@ -37,8 +37,9 @@ class Recorder:
         self.keys = Keys(learner)
         self.bypass = upstream.has_bypass(learner)
         self.active = False
-        self.signal: Any = None
-        self.bypass_signal: Any = None
+        self._signals: dict[str, list[Any]] = {}
+        #: A call was given several steps at once, which have no record.
+        self.several_steps = False
         self.ports = {
             name: brainstate.ShortTermState([self._zeros(g) for g in self.groups])
             for name in ('signal', *(('bypass',) if self.bypass else ()))}
@@ -93,6 +94,21 @@ class Recorder:
             for state, level in before:
                 state.stack_level = level
 
+    def take_signal(self, signal: Any, before: bool) -> None:
+        """A step's learning signal, on its new hidden values or on those ``before``."""
+        self._signals['signal'] = list(map(jnp.zeros_like, signal) if before else signal)
+        if before:
+            self.take_bypass(signal)
+
+    def take_bypass(self, signal: Any) -> None:
+        """A signal on the previous hidden values."""
+        self._signals['bypass'] = list(signal)
+
+    def given_signals(self) -> dict[str, Any]:
+        """The cotangents of the ports, once."""
+        given, self._signals = self._signals, {}
+        return given
+
     def write(self, factors: dict[str, Any]) -> None:
         """Put one step's factors on the tape."""
         leaves, tree = jax.tree.flatten(factors)
@@ -105,8 +121,11 @@ class Recorder:
         """The factors in the values of the tape."""
         return jax.tree.unflatten(self._tree, leaves)
 
-    def record(self, h2w: Any, h2h: Any) -> dict[str, Any]:
+    def record(self, h2w: Any, h2h: Any, several_steps: bool) -> dict[str, Any]:
         """One step's factors and Jacobians, as upstream has them."""
+        if several_steps:
+            self.several_steps = True
+            return self._blank()
         xs, fs = self.keys.ours(h2w)
         return self.of_step(xs, fs, h2h)
 

@@ -227,6 +227,8 @@ class Steps:
                            weights), filters
 
     def _previous(self, index: Any, trace: Any, filters: Any, signal: Any, weights: Any) -> Any:
+        if upstream.pairs_with_the_step_before(self.learner):
+            return self._solve(index, trace, signal, weights)
         if filters:
             return self._solve(index, {**trace, **filters}, signal, weights)
         return self._known(self._upstream_previous(  # type: ignore[misc]

@@ -199,10 +199,19 @@ def trace_bytes(learner: Any, relation: Any, group: Any) -> int:
 
 # -- the step ------------------------------------------------------------------------------
 
+def pairs_with_the_step_before(learner: Any) -> bool:
+    """Whether the signal of a call is on the hidden values that it starts from, which the trace of
+    the step before pairs with; the rest of its gradient is direct (``vjp_method='multi-step'``).
+    """
+    return bool(learner.vjp_method == 'multi-step')
+
+
 def has_bypass(learner: Any) -> bool:
-    """Whether an output reads a previous hidden value around the new ones (braintrace 0.2.8)."""
+    """Whether there is a signal on previous hidden values: of a multi-step VJP, or of an output
+    that reads one around the new ones (braintrace 0.2.8).
+    """
     asks = getattr(learner, '_has_hidden_output_bypass', None)
-    return bool(asks()) if asks is not None else False
+    return pairs_with_the_step_before(learner) or (bool(asks()) if asks is not None else False)
 
 
 def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence[Any]) -> Any:
