@@ -39,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
                         help='on a GPU: operations (of that name) with other launch tables')
     parser.add_argument('--loops', action='store_true',
                         help='measure hand-written training loops instead')
+    parser.add_argument('--peers', action='store_true',
+                        help='the same net by BPTT in other libraries, where they are installed')
+    parser.add_argument('--against', type=pathlib.Path, metavar='FILE',
+                        help='say what got slower than in FILE, which --json wrote')
     parser.add_argument('--no-compile-time', action='store_true',
                         help='compile once: leaves a column out, and takes half the time')
     parser.add_argument('--list', action='store_true', help='name the cases')
@@ -46,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 when a gradient check failed."""
+    """Exit status 1 when a gradient check failed, or a row got slower than ``--against`` says."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.plots and (args.loops or args.operations):
@@ -55,8 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
     if jax.default_backend() == 'gpu':      # else gradients are compared in tf32
         jax.config.update('jax_default_matmul_precision', 'highest')
+    if args.against and (args.loops or args.operations or args.peers or args.tiles is not None):
+        parser.error('--against compares nets: leave out --loops, --operations, --peers, --tiles')
     if args.loops:
         return _loops(args)
+    if args.peers:
+        return _peers(args)
     cases = _chosen(CASES, args)
     if args.list:
         print('\n'.join(c.name for c in cases))
@@ -92,11 +100,32 @@ def main(argv: list[str] | None = None) -> int:
         args.json.write_text(json.dumps(data, indent=2) + '\n')
     if args.markdown:
         args.markdown.write_text(report.markdown(rows))
-    return 1 if any(r['error'] for r in rows) else 0
+    slower = []
+    if args.against:
+        slower = report.slower(data, json.loads(args.against.read_text()))
+        print('\n'.join(slower) or f'nothing got slower than in {args.against}')
+    return 1 if slower or any(r['error'] for r in rows) else 0
 
 
 def _chosen(cases: Sequence[Any], args: argparse.Namespace) -> list[Any]:
     return [c for c in cases if any(fnmatch.fnmatch(c.name, glob) for glob in args.cases)]
+
+
+def _peers(args: argparse.Namespace) -> int:
+    from traceops.benchmarks import peers
+    cases = _chosen(peers.CASES, args)
+    if args.list or not cases:
+        print('\n'.join(c.name for c in peers.CASES))
+        return 0 if args.list else 2
+    print(report.machine_text())
+    rows = [row for case in cases for row in peers.run(case, args.repeats)]
+    print(peers.markdown(rows), end='')
+    if args.json:
+        args.json.write_text(json.dumps({'machine': report.machine(), 'peers': rows}, indent=2)
+                             + '\n')
+    if args.markdown:
+        args.markdown.write_text(report.machine_text() + '.\n\n' + peers.markdown(rows))
+    return 0
 
 
 def _loops(args: argparse.Namespace) -> int:

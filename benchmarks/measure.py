@@ -24,8 +24,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'Training', 'check', 'compiled', 'contestants', 'data', 'interleaved', 'of_case',
-           'online', 'run', 'simulation']
+__all__ = ['Row', 'Training', 'check', 'compiled', 'contestants', 'data', 'interleaved', 'jitted',
+           'of_case', 'online', 'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -226,17 +226,23 @@ def run(case: Case, repeats: int, progress: bool = True, programs: bool = True,
     row.error = _silent(case, x, row)
     if not row.error:
         fns = contestants(case, names)
-        jitted = {name: brainstate.transform.jit(fn) for name, fn in fns.items()}
-        row.error = _compared(jitted, x, y, row)
+        programs_of = {name: jitted(fn) for name, fn in fns.items()}
+        row.error = _compared(programs_of, x, y, row)
     if not row.error:
         rounds = max(repeats, _COMPILED) if programs else 0
         for name, (seconds, program) in _compiled(fns, (x, y), rounds).items():
             row.compile_seconds[name] = float(np.median(seconds))
             used = program.memory_analysis()
             row.memory[name] = used.temp_size_in_bytes + used.argument_size_in_bytes
-        row.seconds = interleaved(jitted, (x, y), repeats, case.name if progress else None)
+        row.seconds = interleaved(programs_of, (x, y), repeats, case.name if progress else None)
     row.peak_memory = _peak_memory()
     return row
+
+
+def jitted(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of states as one program."""
+    program: Callable[..., Any] = brainstate.transform.jit(fn)
+    return program
 
 
 def _peak_memory() -> int:

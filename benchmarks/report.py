@@ -18,9 +18,14 @@ from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import Row
 from traceops.text import render
 
-__all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'summary', 'table']
+__all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'slower', 'summary',
+           'table']
 
 LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
+
+#: Of two runs: what differs by less is noise.
+NOISE = 1.25
+
 
 def machine() -> dict[str, Any]:
     """The machine and the versions."""
@@ -167,3 +172,40 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if f['error']:
             missed.append(f'{f["name"]}: {f["error"]}')
     return 'every aim met' if not missed else 'missed:\n' + '\n'.join(f'  {m}' for m in missed)
+
+
+def slower(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """What got slower since an earlier run, a line each.
+
+    Compared are the ratios of a row to the simulation of its own run, which the machine and its
+    load move less than times; compile times to upstream's. On another machine it is said so.
+
+    Parameters
+    ----------
+    now, before : dict
+        What ``--json`` writes.
+    """
+    lines = []
+    keys = ('cpu', 'gpu', 'cores')
+    if any(now['machine'].get(k) != before['machine'].get(k) for k in keys):
+        lines.append('note: the earlier run is of another machine '
+                     f'({before["machine"].get("gpu") or before["machine"].get("cpu")})')
+    earlier = {row['name']: row for row in before['rows']}
+    found = []
+    for row in now['rows']:
+        was = earlier.get(row['name'])
+        for what, a, b in _costs(row, was) if was else ():
+            if a > NOISE * b:
+                found.append(f'{row["name"]}: {what} {b:.2f} -> {a:.2f}')
+    return [*lines, *found] if found else []
+
+
+def _costs(row: dict[str, Any], was: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """``(name, now, before)`` of every ratio that both runs have."""
+    def of(f: dict[str, Any]) -> dict[str, float | None]:
+        times = {who: t['p50'] for who, t in f['seconds'].items()}
+        forward = times.get('forward')
+        return {**{f'{who} / forward': _over(times.get(who), forward)
+                   for who in ('traceops', 'free')}, 'compile': f['compile_ratio']}
+    new, old = of(row), of(was)
+    return [(k, a, b) for k, a in new.items() if a is not None and (b := old[k]) is not None]
