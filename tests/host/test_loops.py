@@ -15,7 +15,7 @@ import pytest
 import traceops
 from tests.parity.test_loops import Task, add, fates, logged, tutorial
 from traceops.benchmarks import measure
-from traceops.host import loops, plan
+from traceops.host import deferred, plan
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +106,7 @@ def test_what_fails_is_run_as_it_was_written(monkeypatch):
     """The automatic choice never fails, and says why it was not made."""
     def broken(*args):
         raise RuntimeError('no such window')
-    monkeypatch.setattr(loops, 'choose_window', broken)
+    monkeypatch.setattr(deferred, 'choose_window', broken)
     want = tutorial(Task('vanilla', 'd_rtrl'))[0]
     with fates() as seen, traceops.enabled():
         got = tutorial(Task('vanilla', 'd_rtrl'))[0]

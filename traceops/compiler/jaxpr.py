@@ -11,15 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
-__all__ = ['CALLS', 'alone', 'backward_slice', 'changes_nothing', 'depends_on', 'extended',
-           'inlined', 'is_zero', 'named', 'narrowed', 'part', 'producers', 'reached',
-           'value_if_constant']
+__all__ = ['CALLBACKS', 'CALLS', 'alone', 'backward_slice', 'changes_nothing', 'depends_on',
+           'effects_of', 'extended', 'inlined', 'interpreted', 'is_pure', 'is_zero', 'named',
+           'narrowed', 'part', 'producers', 'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
          'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr'}
+
+#: Effects that another loop over the same steps has as well, if it has each of them once a step.
+CALLBACKS = frozenset('debug_callback debug_print io_callback'.split())
 
 
 def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
@@ -61,7 +64,7 @@ def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any],
             known[question] = alone(jaxpr, eqn, read) if results is None else results, operands
         return known[question][0]
 
-    return _interpreted(jaxpr, consts, inputs, jaxpr.eqns, instead)
+    return interpreted(jaxpr, consts, inputs, jaxpr.eqns, instead)
 
 
 def _question(eqn: Any, operands: Sequence[Any]) -> Any:
@@ -73,8 +76,7 @@ def _question(eqn: Any, operands: Sequence[Any]) -> Any:
         hash(params)
     except TypeError:
         params = (object(),)            # an array, or what holds one
-    once = eqn.effects or eqn.primitive.name == 'rng_uniform'
-    return eqn.primitive, params, given, object() if once else None
+    return eqn.primitive, params, given, None if is_pure(eqn) else object()
 
 
 def named(literal: Literal) -> Any:
@@ -89,7 +91,7 @@ def alone(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
                                *(_array(read(v)) for v in operands))
 
 
-def _interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns: Iterable[Any],
+def interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns: Iterable[Any],
                  instead: Callable[..., Sequence[Any] | None]) -> list[Any]:
     """Evaluate equations; ``instead(eqn, read)`` gives the results of those that it replaces."""
     env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
@@ -162,7 +164,7 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
         return [_product_of_part(of[v][0], of[v][1], *map(read, of[v][0].invars))
                 if v in of else None for v in eqn.outvars]
 
-    return jax.make_jaxpr(lambda *inputs: _interpreted(
+    return jax.make_jaxpr(lambda *inputs: interpreted(
         jaxpr, closed.consts, inputs, live, part_of))(
         *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars))
 
@@ -270,6 +272,27 @@ def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:
         if any(v in found for v in eqn.invars if not isinstance(v, Literal)):
             found.update(eqn.outvars)
     return found
+
+
+def effects_of(eqn: Any) -> list[str]:
+    """The operations, in an equation or one itself, that do something besides computing."""
+    if all(type(e).__name__ == 'NamedAxisEffect' for e in eqn.effects):     # a collective
+        return []
+    inside = [name for e in _inside(eqn) for name in effects_of(e)]
+    return list(dict.fromkeys(inside)) or [eqn.primitive.name]
+
+
+def is_pure(eqn: Any) -> bool:
+    """Whether an equation may be computed again, or of many steps at once.
+
+    A ``pure_callback`` may, says jax; but people draw numbers in it, and it may not know ``vmap``.
+    """
+    return not effects_of(eqn) and eqn.primitive.name not in ('pure_callback', 'rng_uniform') \
+        and all(map(is_pure, _inside(eqn)))
+
+
+def _inside(eqn: Any) -> list[Any]:
+    return [e for jaxpr in jaxprs_in_params(eqn.params) for e in jaxpr.eqns]
 
 
 def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:

@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import ClosedJaxpr, DropVar, Literal
 
 from traceops.compiler.column_blocks import column_blocks_of, product, takes_column_blocks
 from traceops.compiler.downstream import downstream_groups, unroll_of
-from traceops.compiler.jaxpr import backward_slice, depends_on, part, producers, reached
+from traceops.compiler.jaxpr import backward_slice, is_pure, part, producers, reached
 from traceops.compiler.recompute import Recomputed, WindowValues
 from traceops.compiler.residuals import minimum_cut
 from traceops.compiler.step_sums import StepSums
@@ -137,25 +137,41 @@ class StepPartition:
         of = {v: column_blocks_of(value) for v, value in weights.items()}
         return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.block_products}
 
+    @property
+    def impure(self) -> list[Any]:
+        """What a step may be given only once, however often it is simulated: of effects, callbacks
+        and generators with a state of their own, the results.
+        """
+        return [v for e in self.simulation if not is_pure(e)
+                for v in e.outvars if not isinstance(v, DropVar)]
+
     def advance(self, constant: Sequence[Any], slices: Sequence[Any], carried: Sequence[Any],
-                blocks: dict[Any, list[Any]]) -> list[Any]:
-        """All carried outputs of one step, and nothing else."""
+                blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+        """All carried outputs of one step, and what is :attr:`impure` of it."""
         inputs = self._in((*self.constant, *self.varying))
-        return self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
-                          self._leaving, (), blocks)
+        out = self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
+                         [*self._leaving, *self.impure], (), blocks)
+        return out[:len(self.carried)], out[len(self.carried):]
 
     def simulate(self, constant: Sequence[Any], slices: Sequence[Any], core: Sequence[Any],
-                 blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        """The core and the in-loop outputs of one step, and what its recomputation will read."""
+                 blocks: dict[Any, list[Any]], impure: Sequence[Any] | None = None,
+                 ) -> tuple[list[Any], list[Any], list[Any]]:
+        """The core and the in-loop outputs of one step, and what its recomputation will read.
+
+        Given what is :attr:`impure` of it, the step only computes.
+        """
         inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
         core_out, in_loop = [self._leaving[i] for i in self.core], self._out(self.in_loop)
-        out = self._loop(dict(zip(inputs, (*constant, *slices, *core), strict=True)),
-                         [*core_out, *in_loop, *self.residuals], self.residuals, blocks)
+        env = dict(zip(inputs, (*constant, *slices, *core), strict=True))
+        if impure is not None:
+            env.update(zip(self.impure, impure, strict=True))
+        out = self._loop(env, [*core_out, *in_loop, *self.residuals], self.residuals, blocks,
+                         again=impure is not None)
         first, second = len(core_out), len(core_out) + len(in_loop)
         return out[:first], out[first:second], out[second:]
 
     def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], residuals: Sequence[Any],
-              blocks: dict[Any, list[Any]]) -> list[Any]:
+              blocks: dict[Any, list[Any]], again: bool = False) -> list[Any]:
         """What is ``wanted`` of one step of the loop over time.
 
         A residual is computed once, with the states that it is made of, before all that reads
@@ -164,7 +180,9 @@ class StepPartition:
         has to copy then.
         """
         states = [v for v in self._leaving if not isinstance(v, Literal)]
-        for eqn in backward_slice(self.closed.jaxpr, wanted, effects=True)[0]:
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted, set(self.impure) if again else set(),
+                                 effects=not again)
+        for eqn in eqns:
             if not blocks.keys().isdisjoint(eqn.outvars):
                 out = [product(eqn, env[eqn.invars[0]], blocks[eqn.outvars[0]])]
             else:
@@ -338,15 +356,18 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
         Steps in a turn of a loop over time.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
-    fixed = tuple(i for i in (*in_loop, *stacked) if not depends_on(closed, i, varying))
+    changing = [*(jaxpr.invars[i] for i in varying),
+                *(v for e in jaxpr.eqns if not is_pure(e) for v in e.outvars)]
+    varies = reached(jaxpr.eqns, changing)
+    fixed = tuple(i for i in (*in_loop, *stacked)
+                  if isinstance(jaxpr.outvars[i], Literal) or jaxpr.outvars[i] not in varies)
     in_loop, stacked = (tuple(i for i in a if i not in fixed) for a in (in_loop, stacked))
     enter = [jaxpr.invars[i] for i in varying[len(varying) - len(carried):]]
     leave, now, later = (
         [jaxpr.outvars[i] for i in a] for a in (carried, in_loop, (*stacked, *summed)))
-    now += [v for e in backward_slice(jaxpr, [*leave, *later])[0] if _is_random(e)
-            for v in e.outvars]
-    downstream = downstream_groups(
-        jaxpr, leave, enter, now, is_expensive, [jaxpr.invars[i] for i in varying])
+    now += [v for e in backward_slice(jaxpr, [*leave, *later])[0]
+            if _is_random(e) or not is_pure(e) for v in e.outvars]
+    downstream = downstream_groups(jaxpr, leave, enter, now, is_expensive, changing)
     apart = {i for group in downstream for i in group}
     _, read = backward_slice(
         jaxpr, [v for p, v in enumerate(jaxpr.outvars) if p != counter], effects=True)
@@ -355,7 +376,6 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
             if i not in apart and i not in counting]
     outvars = [*later, *(leave[i] for i in apart)]
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
-    varies = reached(simulation, [jaxpr.invars[i] for i in varying])
     expensive = {v for e in simulation if is_expensive(e) for v in e.outvars if v in varies}
     passes = {o: v for o, v in core if not isinstance(o, Literal)
               and o in varies and o not in enter}

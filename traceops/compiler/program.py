@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.compiler.jaxpr import (
+    CALLBACKS,
+    effects_of,
     inlined,
     is_zero,
     narrowed,
@@ -24,7 +26,11 @@ from traceops.compiler.partition import StepPartition, is_expensive, partition_s
 from traceops.compiler.recompute import WindowValues
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
 
-__all__ = ['Fold', 'StepProgram', 'trace_step']
+__all__ = ['Fold', 'StepProgram', 'UnknownEffectError', 'trace_step']
+
+
+class UnknownEffectError(Exception):
+    """A step does something that a loop over windows cannot do as often and in order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +98,7 @@ class StepProgram:
             self.states[i].value = value
 
     def scan(self, states: Any, sums: Any, xs: Any, fold: Fold | None = None,
-             recorded: Any = None) -> tuple[Any, Any, Any, Any, Any]:
+             recorded: Any = None, impure: Any = None) -> tuple[Any, Any, Any, Any, Any]:
         """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
         The loop over time only simulates; all else is recomputed from its residuals, of all steps
@@ -100,7 +106,8 @@ class StepProgram:
         and is ``None`` among the outputs: forward in that loop, backward in one after the
         recomputation of what is expensive in it. Without a fold, what is recorded and the same at
         every step comes as ``[1, ...]``. With what :meth:`ahead` ``recorded``, nothing is
-        simulated, and the states that come back are those that were given.
+        simulated, and the states that come back are those that were given. With what
+        :meth:`advance` found ``impure``, nothing happens beside computing.
         """
         constant, first = self._constant(), jax.tree.leaves(states)
         slices, carry, folded = jax.tree.leaves(xs), None, None
@@ -110,7 +117,7 @@ class StepProgram:
         if recorded is None:
             core, residuals, carry, folded = self._simulated(
                 constant, same, [first[i] for i in self.phases.core], xs,
-                None if back else fold)
+                None if back else fold, impure)
             window_values = self.phases.run_downstream(constant, slices, residuals, first)
             states = self._after(window_values, core, states)
         else:
@@ -130,28 +137,29 @@ class StepProgram:
             carry, folded = recompute.backward(digest, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
 
-    def ahead(self, states: Any, xs: Any) -> tuple[Any, list[Any]]:
+    def ahead(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
         """The states after ``xs``, and what :meth:`scan` needs to begin with its recomputation."""
         constant, first = self._constant(), jax.tree.leaves(states)
         core, residuals, *_ = self._simulated(
             constant, {}, [first[i] for i in self.phases.core], xs, None)
         window_values = self.phases.run_downstream(constant, jax.tree.leaves(xs), residuals, first)
-        return (self._after(window_values, core, states),
-                [window_values.stacks[v] for v in self.phases.recorded])
+        return self._after(window_values, core, states), {
+            'recorded': [window_values.stacks[v] for v in self.phases.recorded]}
 
     def _after(self, window_values: WindowValues, core: list[Any], states: Any) -> Any:
         last = {**window_values.last, **dict(zip(self.phases.core, core, strict=True))}
         return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
-                   fold: Fold | None) -> tuple[list[Any], list[Any], Any, Any]:
+                   fold: Fold | None, impure: Any = None,
+                   ) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, residuals, carry and results of a forward fold)``."""
         blocks = self.phases.blocks(constant)
 
-        def step(full: Any, x: Any) -> Any:
-            core, carry = full
+        def step(full: Any, given: Any) -> Any:
+            (core, carry), (x, impure) = full, given
             new, in_loop, residuals = self.phases.simulate(
-                constant, jax.tree.leaves(x), core, blocks)
+                constant, jax.tree.leaves(x), core, blocks, impure)
             folded = None
             if fold is not None:
                 known = {**self.phases.whole(same),
@@ -160,23 +168,25 @@ class StepProgram:
             return (_like(new, core), carry), (residuals, folded)
 
         (core, carry), (residuals, folded) = jax.lax.scan(
-            step, (core, () if fold is None else fold.carry), xs, unroll=self.phases.unroll)
+            step, (core, () if fold is None else fold.carry), (xs, impure),
+            unroll=self.phases.unroll)
         return core, residuals, carry, folded
 
     def _outputs(self, known: dict[int, Any]) -> Any:
         return self.out_tree.unflatten([known.get(i) for i in self.places])
 
-    def advance(self, states: Any, xs: Any) -> Any:
-        """The states after ``xs``; nothing is recorded."""
+    def advance(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
+        """The states after ``xs``, and what a second simulation may not do again."""
         constant = self._constant()
         blocks = self.phases.blocks(constant)
 
         def body(states: Any, x: Any) -> Any:
-            new = self.phases.advance(
+            new, impure = self.phases.advance(
                 constant, jax.tree.leaves(x), jax.tree.leaves(states), blocks)
-            return _like(new, states), None
+            return _like(new, states), impure
 
-        return jax.lax.scan(body, states, xs, unroll=self.phases.unroll)[0]
+        states, impure = jax.lax.scan(body, states, xs, unroll=self.phases.unroll)
+        return states, {'impure': impure}
 
     def _constant(self) -> list[Any]:
         leaves = jax.tree.leaves([s.value for s in self.states])
@@ -243,6 +253,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
     function.make_jaxpr(*slices)
     key = function.get_arg_cache_key(*slices)
+    _check_effects(function.get_jaxpr_by_cache(key).jaxpr)
     trace = function.get_state_trace_by_cache(key)
     states, written = tuple(trace.states), tuple(trace.been_writen)
     written = tuple(w and not any(s is c for c in constants)
@@ -290,6 +301,12 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         record_bytes=_bytes(
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
         ahead_bytes=_bytes(phases.recorded))
+
+
+def _check_effects(jaxpr: Any) -> None:
+    for name in (name for eqn in jaxpr.eqns for name in effects_of(eqn)):
+        if name not in CALLBACKS:
+            raise UnknownEffectError(f'`{name}` has an effect that only the original loop can have')
 
 
 def _bytes(variables: Iterable[Any]) -> int:

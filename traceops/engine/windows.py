@@ -92,30 +92,30 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
     """The same with the windows taken from the last to the first.
 
     A first run only simulates. The states at the start of each window are kept from it, and each
-    window is simulated again when its turn comes; with ``record`` what a window is recomputed from
-    is kept as well, and it is not. ``carry`` then passes from a window to the one before it.
+    window is simulated again when its turn comes, but for its effects, of which the results are
+    kept; with ``record`` what a window is recomputed from is kept as well, and it is not simulated
+    again. ``carry`` then passes from a window to the one before it.
     Parameters and results as for :func:`run_windows`.
     """
     states, sums = program.initial()
     head, rest = _cut(xs, K)
 
     def ahead(states: Any, xs_w: Any) -> Any:
-        after, recorded = program.ahead(states, xs_w) if record else (
-            program.advance(states, xs_w), None)
-        return after, (states, recorded)
+        after, known = (program.ahead if record else program.advance)(states, xs_w)
+        return after, (states, known)
 
     states, given = jax.lax.scan(ahead, states, head)
 
     def window(full: Any, given: Any) -> Any:
-        (_, sums, carry), ((states, recorded), xs_w) = full, given
+        (_, sums, carry), ((states, known), xs_w) = full, given
         before = program.by_id(states)
-        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry), recorded)
+        states, sums, *out = program.scan(states, sums, xs_w, fold_of(carry), **known)
         carry, kept = after_window(carry, *out, before)
         return (states, sums, carry), kept
 
     full, outputs = (states, sums, carry), []
     if rest is not None:
-        after, last = ahead(states, rest) if record else (None, (states, None))
+        after, last = ahead(states, rest) if record else (None, (states, {}))
         (states, *others), out = window(full, (last, rest))
         full = after if record else states, *others
         outputs.append(jax.tree.map(lambda a: a[None], out))

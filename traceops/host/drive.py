@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import saiunit as u
 
 from traceops.compiler.column_blocks import describe
-from traceops.compiler.program import Fold, StepProgram, trace_step
+from traceops.compiler.program import Fold, StepProgram, UnknownEffectError, trace_step
 from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
@@ -70,19 +70,31 @@ def gradient(
         return as_upstream(per_step)
 
     with learner._recorder.apart():
-        with _recording(learner):
-            program = trace_step(
-                _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
-                tape=learner._recorder.tape, constants=tuple(learner._recorder.ports.values()),
-                counter=learner.running_index, invariant=learner._recorder.invariant,
-                in_loop=rule.in_loop, **form_of_loops(learner.traceops_settings))
-        if program.count != 1 or learner._recorder.several_steps:
-            return as_upstream(_not_a_step(learner, program))
+        program = _program(
+            learner, _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
+            constants=tuple(learner._recorder.ports.values()),
+            invariant=learner._recorder.invariant, in_loop=rule.in_loop)
+        if isinstance(program, str):
+            return as_upstream(program)
         K, twice = _windows(rule, program, length)
         total, losses, aux = _run_gradient(
             learner, rule, program, weights, (sequences, mask_), K, twice)
         learner._last_call = ('window', _said(program, K, twice))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+
+
+def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> StepProgram | str:
+    """The step as a program, or why it is upstream's to take."""
+    try:
+        with _recording(learner):
+            program = trace_step(
+                step, xs, tape=learner._recorder.tape, counter=learner.running_index, **states,
+                **form_of_loops(learner.traceops_settings))
+    except UnknownEffectError as err:
+        return str(err)
+    if program.count != 1 or learner._recorder.several_steps:
+        return _not_a_step(learner, program)
+    return program
 
 
 def _said(program: StepProgram, K: int, twice: bool = False) -> str:
@@ -201,12 +213,9 @@ def evolve(
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
     with learner._recorder.apart():
-        with _recording(learner):
-            program = trace_step(step, (sequences,), tape=learner._recorder.tape,
-                                 constants=(), counter=learner.running_index,
-                                 **form_of_loops(learner.traceops_settings))
-        if program.count != 1 or learner._recorder.several_steps:
-            return as_upstream(_not_a_step(learner, program))
+        program = _program(learner, step, (sequences,), constants=())
+        if isinstance(program, str):
+            return as_upstream(program)
         K, _ = _windows(rule, program, length)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 

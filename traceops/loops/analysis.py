@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.jaxpr import CALLBACKS, effects_of
 from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, step_of
 from traceops.loops.flat import Constant, Flat, Node, Value
 
@@ -29,7 +30,6 @@ _UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dim
 SUMS = frozenset(('add', 'add_any', 'sub'))
 #: What may be done to the gradients of single lanes before they are added up.
 _PER_LANE = frozenset('convert_element_type copy copy_p neg stop_gradient'.split())
-
 #: Factors of a step: ``('mul' or 'div', value)``, each a scalar or one number per lane.
 Scale = tuple[tuple[str, Value], ...]
 
@@ -202,11 +202,21 @@ class Analysis:
             incoming = [self.flows.get(v, NOWHERE) for v in node.inputs]
             if any(incoming):
                 self._through(node, incoming)
-        for v in self.flat.outputs:
-            carry = any(v is w for w in self.leaving)
+        for i, v in enumerate(self.flat.outputs):
             self._block(self.flows.get(v, NOWHERE),
-                        'a carry takes its place (nothing is added up)' if carry
+                        self._why_no_sum(i) if i < self.carries
                         else 'the loop returns it at every step')
+
+    def _why_no_sum(self, carry: int) -> str:
+        """Why a carry, in which gradients end, is not one that is only added to."""
+        sums = [n for n in self.uses.get(self.entering[carry], ()) if n.name in SUMS]
+        if not sums:
+            return 'a carry takes its place (nothing is added up)'
+        for v in (self.entering[carry], self.leaving[carry]):
+            for node in self.uses.get(v, ()):
+                if node not in sums:
+                    return f'{_named(node)} reads the sum inside the loop'
+        return 'the sum is not of it alone'
 
     def _block(self, flows: Iterable[_Flow], reason: str) -> None:
         for flow in flows:
@@ -230,7 +240,7 @@ class Analysis:
         """Flows of the result; refuses what is not linear or not the same at every step."""
         name, everything = node.name, frozenset().union(*incoming)
         per_lane = any(flow.per_lane for flow in everything)
-        refuse = _Refused(f'`{name}` reads it inside the loop')
+        refuse = _Refused(f'{_named(node)} reads it inside the loop')
         if name in SUMS or (name == 'concatenate' and not per_lane):
             return everything
         place = next(i for i, flows in enumerate(incoming) if flows)
@@ -285,6 +295,9 @@ class Analysis:
             return Learner(owner, str(why))
 
     def _checked(self, owner: Any) -> Learner:
+        for name in (name for node in self.flat.nodes for name in effects_of(node)):
+            if name not in CALLBACKS:
+                raise _Refused(f'`{name}` has an effect that is the original loop\'s alone')
         steps = [n for n in self.steps if step_of(n).owner is owner]  # type: ignore[union-attr]
         updates = [n for n in steps if n.primitive is UPDATE]
         grads = [n for n in steps if n.primitive is not UPDATE]
@@ -350,7 +363,7 @@ class Analysis:
     def _only(self, value: Value, users: Sequence[Node]) -> None:
         for node in self.uses.get(value, []):
             if not any(node is u for u in users):
-                raise _Refused(f'`{node.name}` reads its trace inside the loop')
+                raise _Refused(f'{_named(node)} reads its trace inside the loop')
 
     def _carried_filters(self, grads: Sequence[Node]) -> tuple[int, ...]:
         main = [n for n in grads if n.primitive is GRADIENT]
@@ -369,6 +382,12 @@ class Analysis:
             self._only(new, [])
             places.append(place)
         return tuple(places)
+
+
+def _named(node: Node) -> str:
+    """A node by its name and, if it is known for effects, by theirs."""
+    inside = [name for name in effects_of(node) if name != node.name]
+    return f'`{node.name}`' + f' with `{"`, `".join(inside)}`' * bool(inside)
 
 
 def _label(node: Node, output: int) -> str:

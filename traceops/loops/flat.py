@@ -65,8 +65,8 @@ class Flat:
     outputs: tuple[Value, ...]
 
 
-def flatten(closed: ClosedJaxpr) -> Flat:
-    """The flat form of a program."""
+def flatten(closed: ClosedJaxpr, closed_over: int = 0) -> Flat:
+    """The flat form of a program, of whose arguments the first few are closed over."""
     nodes: list[Node] = []
 
     def fresh(variables: Iterable[Any]) -> tuple[Value, ...]:
@@ -95,7 +95,8 @@ def flatten(closed: ClosedJaxpr) -> Flat:
     names = (*closed.jaxpr.constvars, *closed.jaxpr.invars)
     outputs = open_(closed.jaxpr, dict(zip(names, (*constants, *inputs), strict=True)))
     # tracers look ahead, and leave what they looked at behind: drop what nothing needs
-    return Flat(tuple(needed(nodes, outputs)), constants, inputs, outputs)
+    return Flat(tuple(needed(nodes, outputs)), (*constants, *inputs[:closed_over]),
+                inputs[closed_over:], outputs)
 
 
 def needed(nodes: Sequence[Node], outputs: Iterable[Value],
@@ -125,8 +126,8 @@ def evaluate(nodes: Iterable[Node], env: dict[Value, Any]) -> None:
         env.update(zip(node.outputs, apply(node, operands), strict=True))
 
 
-def apply(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
-    """The results of a node on given operands."""
+def apply(node: Any, operands: Sequence[Any]) -> Sequence[Any]:
+    """The results of a node (or of what else has a primitive and its parameters) on operands."""
     given = node.primitive.get_bind_params(node.params)
     functions, params = given if isinstance(given, tuple) else ((), given)      # jax < 0.11
     results = node.primitive.bind(*functions, *operands, **params)

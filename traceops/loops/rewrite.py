@@ -59,7 +59,7 @@ class Kept:
             blocks: dict[Value, list[Any]]) -> None:
         """Compute what ``outputs`` need; waiting gradients count as zero."""
         nodes = [n for n in self.analysis.flat.nodes if n not in self.removed
-                 and not all(v in self.waits for v in n.outputs)]
+                 and not (n.outputs and self.waits.issuperset(n.outputs))]
         for node in needed(nodes, outputs, self._inputs):
             zero = [v in self.waits for v in node.inputs]
             if not blocks.keys().isdisjoint(node.outputs):
