@@ -32,9 +32,9 @@ def steps_of(tree: Any) -> int:
 
 
 def time_varying(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """What a scan over time has to slice, and how one slice becomes one step of ``tree``.
+    """The arrays that a scan over time slices, and ``slices -> one step of tree``.
 
-    Arrays ``[1, ...]`` of several steps stay out of the loop.
+    Loop-invariant arrays, ``[1, ...]``, are not sliced.
     """
     steps = steps_of(tree)
     leaves, structure = jax.tree.flatten(tree)

@@ -37,7 +37,7 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
     """The launch for operands of these shapes, or why there is none.
 
     ``leaving``: as in :mod:`traceops.ops.adjoint_window`. ``once`` has a bit for each operand, the
-    Jacobian's first, that has one step for all (where states are apart).
+    Jacobian's first, that is loop-invariant (where states are separate arrays).
     """
     S = jacobian.shape[-1]
     if jacobian.dtype != np.float32:
@@ -55,7 +55,7 @@ def plan(jacobian: Any, *factors: Any, capability: int, kappa: float | None, lea
                  'STEPS': steps_ahead(tile.block[1], S * S + (R if leaving else R + 1) * S, T)}
     name = f'{S}x{R}' if separate and S > 1 else R
     last = ((*place, S), np.float32)
-    nothing = ((1,), np.float32)        # of a result that is not asked for: never written
+    nothing = ((1,), np.float32)        # placeholder of a result that is not computed
     if leaving:
         start = leaving == 'start'
         return KernelCall(

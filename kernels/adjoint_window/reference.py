@@ -3,9 +3,9 @@
 """The adjoint scan of a window: the definition of the operation, in plain JAX.
 
 States are computed on as separate arrays rather than as a trailing axis of size ``S``: an
-innermost axis of two or three elements defeats the vectoriser of a CPU. Best they arrive so;
-where they arrive as a trailing axis, each step is split while it is in cache (split before the
-scan, S = 2 takes five times as long).
+innermost axis of two or three elements defeats the vectoriser of a CPU. Operands with a trailing
+axis are split inside the scan, while a step is in cache (split before it, S = 2 takes five times
+as long).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def adjoint_step(signal: States, jacobian: Jacobian, factors: Sequence[States],
     Parameters
     ----------
     signal, jacobian, factors, kappa
-        Of one step, ``[...]``, and else as in :func:`adjoint_window`, S arrays apart.
+        As in :func:`adjoint_window`, of one step, ``[...]``, as S separate arrays.
     arriving : sequence of S arrays
         :math:`D_{t+1}^\top \lambda_{t+1}`.
     decaying : sequence of S arrays
@@ -110,10 +110,9 @@ def adjoint_window(
 def leaving_window(jacobian: Jacobian, factors: Sequence[States],
                    kappa: float | None = None,
                    ) -> tuple[tuple[Any, ...], tuple[Any, ...], Any]:
-    r"""The same scan for every state after the window: what a trace that leaves it is made of.
+    r"""The same scan for every state after the window: the parts of the trace that leaves.
 
-    Row by row: what is owed to state i at the end is what the adjoint of that state finds on its
-    way back.
+    Row i is the adjoint scan of a unit signal on state i after the last step.
 
     Parameters
     ----------

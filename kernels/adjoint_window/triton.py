@@ -6,7 +6,7 @@ The states and the arriving adjoint stay in registers; the loads of the next STE
 before the arithmetic of these. Each kernel has an entry for every number of relations, for
 operands with a trailing axis of states (``adjoint_window_2``: two relations), and for one operand
 a state (``adjoint_window_3x1``: three states, one relation), which needs no stacked copies. ONCE
-has a bit for each of those that has one step for all, the Jacobian's first.
+has a bit for each of those that is loop-invariant, the Jacobian's first.
 """
 
 import triton
@@ -113,7 +113,7 @@ def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constex
     """All rows of the adjoint of the states after the last step, in one walk.
 
     The signal is the identity at the last step, and its low-pass before it: without a filter
-    (KAPPA 0) nothing. With START the product of all Jacobians is not asked for.
+    (KAPPA 0) nothing. With START the product of all Jacobians is not computed.
     """
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = n < N

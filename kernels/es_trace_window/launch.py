@@ -27,8 +27,8 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
          once: int = 0) -> KernelCall | str:
     """The launch for operands of these shapes, or why there is none.
 
-    ``apart``: there is one for each state, and ``once`` has a bit for each of those of the
-    Jacobian, the signal and the factor that has one step for all.
+    ``apart``: states are separate arrays, and ``once`` has a bit for each array of the Jacobian,
+    the signal and the factor that is loop-invariant.
     """
     S = signal.shape[-1]
     if signal.dtype != np.float32:

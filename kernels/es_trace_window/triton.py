@@ -3,8 +3,8 @@
 """Triton kernels of ``es_trace_window``: one thread walks a position forward, then back.
 
 ``es_trace_window`` takes a trailing axis of states, ``es_trace_window_2`` to ``_4`` one operand a
-state, which needs no stacked copies. ONCE has a bit for each state of the Jacobian, the signal and
-the factor, in this order, that has one step for all. The loads of the next STEPS steps are issued
+state, which needs no stacked copies. ONCE has a bit for each array of the Jacobian, the signal and
+the factor, in this order, that is loop-invariant. The loads of the next STEPS steps are issued
 before the arithmetic of these.
 """
 

@@ -1,12 +1,12 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Products with large weights in the loop over time: some columns at a time, on a CPU.
+"""Products with large weights in the loop over time, in blocks of columns (on a CPU).
 
 XLA's product copies all of the weights into blocks before it multiplies. Of weights larger than
 the cache that copy passes through memory at every step, and rows a multiple of 4 KiB apart fall
 into the same sets of the cache, so that it is slow much earlier. A block of columns, contiguous,
-has neither. Each column is a sum of its own, in the same order: spikes, which may hang on its last
-bit, stay upstream's. (With the weights transposed a step is faster still, and they do not.)
+has neither problem. Each column keeps its order of summation, so spikes, which may depend on the
+last bit, stay upstream's. (With transposed weights a step is faster still, but the order changes.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = range(4, 64)
 
 def takes_column_blocks(operation: Any, operands: Sequence[Any],
                         varies: Callable[[Any], bool]) -> bool:
-    """Whether an equation (or node) is a product with large weights, the same at every step."""
+    """Whether an equation (or node) is a product with large loop-invariant weights."""
     if operation.primitive.name != 'dot_general':
         return False
     left, right = operands
@@ -49,14 +49,14 @@ def takes_column_blocks(operation: Any, operands: Sequence[Any],
 
 
 def column_blocks_of(weights: Any) -> list[Any]:
-    """The columns of ``weights``, ``[inputs, outputs]``, :data:`WIDTH` at a time."""
+    """``weights``, ``[inputs, outputs]``, in blocks of :data:`WIDTH` columns."""
     # the barrier keeps the copies out of the loop, and whole
     return [jax.lax.optimization_barrier(weights[:, start:start + WIDTH])
             for start in range(0, weights.shape[1], WIDTH)]
 
 
 def product(operation: Any, left: Any, blocks: Sequence[Any]) -> Any:
-    """What the operation makes of ``left`` and the weights."""
+    """The operation on ``left`` and the weights, given in blocks."""
     return jnp.concatenate([
         operation.primitive.bind(left, block, **operation.params) for block in blocks], -1)
 

@@ -1,11 +1,11 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Which states that pass from step to step no other state waits for.
+"""Downstream states: carried states that no other carried state depends on.
 
-A readout integrates spikes and feeds nothing back; a layer of a network without recurrence waits
-for the one before it and for itself. What is expensive in such a state (the product with its
-weights) need not be computed in the loop over time: of all steps at once it is faster, and a loop
-of its own then integrates it.
+A readout integrates spikes and feeds nothing back; a layer of a feed-forward network depends on the
+layer before it and on itself. The expensive part of such a state (the product with its weights)
+need not be computed inside the loop over time: for all steps together it is faster, and a loop
+of its own, without a product in it, then integrates the state.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from traceops.compiler.jaxpr import backward_slice, reached
 
 __all__ = ['downstream_groups', 'unroll_of']
 
-#: Equations that one kernel of a GPU may hold, and elements, times the steps that each is computed
-#: from and those of the turn, that take it no time.
+#: Equations that one fused GPU kernel may hold; and elements x steps of an iteration squared (a
+#: fused kernel recomputes each step from the first of its iteration) that cost no time.
 _OF_A_KERNEL, _AT_ONCE = 128, 2 ** 22
 
 
 def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any],
                       in_loop: Sequence[Any], is_expensive: Callable[[Any], bool],
                       varying: Sequence[Any]) -> list[tuple[int, ...]]:
-    """Groups of states, by number, each of which can be had after those before it.
+    """Groups of downstream states, by number, each computable once those before it are.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any
     leaving, entering : sequence of variables
         Of each state, after and before the step.
     in_loop : sequence of variables
-        What else is had in the loop over time.
+        What else is computed inside the loop over time.
     is_expensive : callable
         Whether an equation is.
     varying : sequence of variables
@@ -44,8 +44,8 @@ def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any
     Returns
     -------
     list of tuple of int
-        What is in no group stays in the loop: what others there wait for, or the loop's own
-        effects; what something expensive is made of; or what has nothing expensive of its own.
+        States in no group stay in the loop: other states or effects there depend on them, an
+        expensive operation is part of their recurrence, or nothing expensive leaves with them.
     """
     reads = {i: _read(jaxpr, [v], entering) for i, v in enumerate(leaving)}
     reads[-1] = _read(jaxpr, in_loop, entering, effects=True)
@@ -54,7 +54,7 @@ def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any
               for i, found in closure.items()}
     stays = set(range(len(leaving)))
     downstream: list[tuple[int, ...]] = []
-    # what waits for most comes first
+    # those with the most dependencies first
     for group in sorted(groups, key=lambda g: (-len(closure[min(g)] | g), min(g))):
         others = stays - group
         if any(reads[i] & group for i in (*others, -1)):
@@ -74,11 +74,11 @@ def downstream_groups(jaxpr: Any, leaving: Sequence[Any], entering: Sequence[Any
 
 
 def unroll_of(equations: int, size: int, steps: int, unroll: int) -> int:
-    """Steps in a turn of the loop of a group, of so many ``equations`` and elements a step.
+    """Steps in an iteration of the loop of a group with so many ``equations`` and elements.
 
-    Where the loops over time take turns of ``unroll`` steps, as many as make one kernel: nothing
-    in it is a product. It computes every step from the first of its turn, so of large states they
-    are fewer. The turns are alike, as far as they go.
+    Where loops over time are unrolled, as many steps as fuse into one kernel: there is no product
+    in it. The kernel computes each step from the first of its iteration, so large states get
+    fewer steps. Iterations are of equal length as far as the number of steps allows.
     """
     if unroll == 1:
         return 1

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Small questions asked of a jaxpr: what an output depends on, what it is made of."""
+"""Analyses and rewrites of jaxprs: slicing, inlining, dependence, constant values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def part(closed: ClosedJaxpr, invars: Sequence[Any], outvars: Sequence[Any],
 def inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The same program without nested calls (for one that is not differentiated any more).
 
-    What has one value everywhere, by construction, is computed as a scalar; and nothing twice.
+    Arrays that broadcast one value are computed as scalars, and common subexpressions once.
     """
     known: dict[Any, Any] = {}
     return jax.make_jaxpr(lambda *inputs: list(map(
@@ -68,7 +68,7 @@ def _without_calls(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any],
 
 
 def _question(eqn: Any, operands: Sequence[Any]) -> Any:
-    """What an equation asks for: the same of the same operands has the same results."""
+    """The key of an equation for common-subexpression elimination."""
     given = tuple(named(v) if isinstance(v, Literal) else id(a)
                   for v, a in zip(eqn.invars, operands, strict=True))
     params = tuple(eqn.params.items())
@@ -80,12 +80,12 @@ def _question(eqn: Any, operands: Sequence[Any]) -> Any:
 
 
 def named(literal: Literal) -> Any:
-    """A constant by its value: ``0.1`` and what it is in float32 are one."""
+    """The key of a literal: its value in its dtype."""
     return np.asarray(literal.val, literal.aval.dtype).tobytes(), literal.aval.dtype
 
 
 def alone(jaxpr: Jaxpr, eqn: Any, read: Callable[[Any], Any]) -> list[Any]:
-    """The results of one equation."""
+    """Evaluate one equation."""
     operands = list({v: None for v in eqn.invars if not isinstance(v, Literal)})
     return jax.core.eval_jaxpr(_rebuilt(jaxpr, operands, eqn.outvars, [eqn], ()), (),
                                *(_array(read(v)) for v in operands))
@@ -107,7 +107,7 @@ def interpreted(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Any], eqns
     return [read(v) for v in jaxpr.outvars]
 
 
-#: Elementwise, and the same for a scalar.
+#: Elementwise primitives, which act on a scalar in the same way.
 _ELEMENTWISE = frozenset('''
     abs add add_any convert_element_type copy cos div exp exp2 expm1 exprel integer_pow log log1p
     logistic max min mul neg pow rsqrt sin sqrt square sub tanh'''.split())
@@ -116,7 +116,7 @@ _RESHAPES = frozenset('broadcast_in_dim expand_dims reshape squeeze stack reduce
 
 @dataclasses.dataclass(frozen=True)
 class _Full:
-    """An array of one value."""
+    """A broadcast scalar."""
 
     value: Any
     shape: tuple[int, ...]
@@ -127,7 +127,7 @@ def _array(value: Any) -> Any:
 
 
 def _full(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
-    """The result, where it is an array of one value because the operands are."""
+    """The result, if it is a broadcast scalar because all operands are."""
     given = [a.value if isinstance(a, _Full) else a
              for a, v in zip(operands, eqn.invars, strict=True)
              if isinstance(a, _Full) or isinstance(v, Literal)]
@@ -143,7 +143,7 @@ def _full(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
 
 
 def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
-    """The same program where a product of which a part is read is the product of that part.
+    """The same program, in which a product that is only read in part is computed in part.
 
     The derivative of ``concatenate([input, spikes]) @ W`` is one: a learning rule cuts the way
     back through the spikes.
@@ -158,7 +158,7 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
 
     def part_of(eqn: Any, read: Callable[[Any], Any]) -> list[Any] | None:
         if products.intersection(eqn.outvars):
-            return [None]               # nobody reads it
+            return [None]               # its readers are replaced too
         if not any(v in of for v in eqn.outvars):
             return None
         return [_product_of_part(of[v][0], of[v][1], *map(read, of[v][0].invars))
@@ -170,7 +170,7 @@ def narrowed(closed: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _parts_read(jaxpr: Jaxpr, live: Sequence[Any]) -> list[tuple[Any, dict[Any, Any]]]:
-    """Products not read whole: each with the variables that are parts of it, and their bounds."""
+    """Products that are only read in part, each with the variables sliced from it and bounds."""
     readers: dict[Any, list[Any]] = {}
     for eqn in live:
         for v in eqn.invars:
@@ -192,7 +192,7 @@ def _parts_read(jaxpr: Jaxpr, live: Sequence[Any]) -> list[tuple[Any, dict[Any, 
 
 
 def _bounds(eqn: Any) -> dict[Any, list[tuple[int, int]]] | None:
-    """Of an equation that cuts its operand: where each result lies in it."""
+    """Where each result of a slice or split lies in its operand."""
     whole = [(0, n) for n in eqn.invars[0].aval.shape]
     if eqn.primitive.name == 'slice' and eqn.params['strides'] is None:
         return {eqn.outvars[0]: list(zip(eqn.params['start_indices'],
@@ -205,7 +205,7 @@ def _bounds(eqn: Any) -> dict[Any, list[tuple[int, int]]] | None:
 
 
 def _product_of_part(eqn: Any, bounds: list[tuple[int, int]], left: Any, right: Any) -> Any:
-    """What lies in ``bounds`` of ``dot_general(left, right)``, from slices of the operands."""
+    """``dot_general(left, right)`` within ``bounds``, from slices of the operands."""
     (contract_l, contract_r), (batch_l, batch_r) = eqn.params['dimension_numbers']
     free_l = [d for d in range(left.ndim) if d not in (*contract_l, *batch_l)]
     free_r = [d for d in range(right.ndim) if d not in (*contract_r, *batch_r)]
@@ -243,7 +243,7 @@ def _rebuilt(jaxpr: Jaxpr, invars: Sequence[Any], outvars: Sequence[Any], eqns: 
 
 def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
              function: Callable[..., list[Any]]) -> ClosedJaxpr:
-    """The program with more outputs: variables, then what a function makes of variables."""
+    """The program with more outputs: the variables ``more``, then ``function(*reads)``."""
     jaxpr = closed.jaxpr
     added = jax.make_jaxpr(function)(
         *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in reads))
@@ -260,13 +260,13 @@ def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
 
 
 def changes_nothing(eqn: Any) -> bool:
-    """Whether an operation only strips the weak type of a value."""
+    """Whether an equation only strips the weak type of a value."""
     return bool(eqn.primitive.name == 'convert_element_type'
                 and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
 
 
 def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:
-    """The variables that equations, in order, make of ``sources``, and those."""
+    """``sources``, and all variables that equations, in order, compute from them."""
     found = set(sources)
     for eqn in eqns:
         if any(v in found for v in eqn.invars if not isinstance(v, Literal)):
@@ -310,7 +310,7 @@ def producers(jaxpr: Jaxpr) -> dict[Any, Any]:
 
 
 def is_zero(made_by: Mapping[Any, Any], var: Any) -> bool:
-    """Whether a value is, by construction, an array of zeros (a gradient nobody produced).
+    """Whether a value is zero by construction (a symbolic zero that was instantiated).
 
     ``made_by``: the program's :func:`producers`.
     """
@@ -358,5 +358,5 @@ def value_if_constant(closed: ClosedJaxpr, output: int, known: dict[int, Any]) -
     return _ANSWERS[question]
 
 
-#: What :func:`value_if_constant` found: the same few equations are asked about at every trace.
+#: Results of :func:`value_if_constant`: the same few equations come up at every trace.
 _ANSWERS: dict[tuple[Any, ...], Any] = {}

@@ -1,13 +1,13 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A step in two phases: what the next step waits for, and what can be had afterwards.
+"""A step in two phases: what the next step depends on, and everything else.
 
-*Simulate* computes the states that pass from step to step, and what is wanted promptly. *Recompute*
-computes everything else (losses, learning signals, factors, Jacobians) from the inputs of the step
-and from the residuals: the smallest set of values from which it follows without computing anything
-expensive twice. Recomputing one step needs no other step, so all steps are recomputed at once,
-after the loop over time. States that no other state waits for (downstream states) are recomputed
-too, each group in a loop of its own.
+*Simulate* computes the carried states, and the outputs that are needed inside the loop over time.
+*Recompute* computes everything else (losses, learning signals, factors, Jacobians) from the inputs
+of the step and from the residuals: the smallest set of values from which it follows without
+computing anything expensive twice. Recomputing a step needs no other step, so all steps are
+recomputed together, after the loop. States that no other state depends on (downstream states) are
+recomputed too, each group in a loop of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from traceops.compiler.step_sums import StepSums
 
 __all__ = ['StepPartition', 'is_expensive', 'partition_step']
 
-#: Computed again rather than residuals: one pass over their operands, fused with what reads them.
+#: Recomputed rather than stored: one pass over their operands, fused into what reads them.
 _CHEAP = frozenset('''
     abs add add_any and broadcast_in_dim ceil clamp concatenate convert_element_type copy copy_p
     cos div eq erf exp exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log log1p
@@ -39,7 +39,7 @@ _CHEAP = frozenset('''
     xor
 '''.split())
 
-#: Cheap as well where they reduce nothing: over axes of size one.
+#: Cheap where they reduce over axes of size one alone.
 _REDUCTIONS = frozenset('reduce_max reduce_min reduce_prod reduce_sum'.split())
 
 
@@ -50,28 +50,28 @@ class StepPartition:
     Attributes
     ----------
     varying : tuple of int
-        Inputs that differ from step to step; the others are *constant*. What is carried comes
-        last; before it, slices of arrays over steps.
+        Inputs that differ from step to step: slices of arrays over steps, then what is carried.
+        The others are *constant* (loop-invariant).
     carried, in_loop, stacked, fixed, summed : tuple of int
-        Outputs that pass on to the next step, that are wanted in the loop, that are wanted of
-        each step, that are either but are the same at every step, and that are wanted added up
-        over steps.
+        Outputs that are carried to the next step; that are needed inside the loop; that are
+        stacked over steps; those of the last two kinds that are loop-invariant; and outputs that
+        are summed over steps.
     residuals : tuple of variables
-        What recomputation begins with that differs from step to step, slices apart
+        What recomputation starts from that differs from step to step, other than slices
         (see :mod:`traceops.compiler.residuals`).
     entered : dict of variables
-        Carried inputs that recomputation reads, and what is made of nothing else: the residuals
-        that they are a step earlier.
+        Carried inputs that recomputation reads, and values computed from them alone: each with the
+        residual that it equals one step later.
     downstream : tuple of tuple of int
-        Numbers of carried outputs that recomputation computes as well, group by group, each in a
-        loop of its own: no other waits for them (see :mod:`traceops.compiler.downstream`).
+        Numbers of the carried outputs that the recomputation computes, group by group, each in a
+        loop of its own (see :mod:`traceops.compiler.downstream`).
     counting : tuple of int
-        Numbers of carried outputs that go up by one a step, and that nothing else reads.
+        Numbers of carried outputs that count steps and that nothing else reads.
     block_products : tuple of equations
         Products that the loop over time takes in column blocks
         (see :mod:`traceops.compiler.column_blocks`).
     unroll : int
-        Steps in a turn of a loop over time.
+        Steps in an iteration of a loop over time.
     """
 
     closed: ClosedJaxpr
@@ -120,34 +120,34 @@ class StepPartition:
         return [self.closed.jaxpr.outvars[i] for i in positions]
 
     def invariants(self, constant: Sequence[Any]) -> list[Any]:
-        """The fixed outputs; of one that is the same everywhere, a number."""
+        """The loop-invariant outputs; one that repeats a scalar is returned as that scalar."""
         made_by = producers(self.closed.jaxpr)
         wanted = [_number(made_by, v) for v in self._out(self.fixed)]
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
         return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
 
     def whole(self, once: dict[int, Any]) -> dict[int, Any]:
-        """The fixed outputs, for where they are read: a loop then reads no array of a number."""
+        """The loop-invariant outputs, broadcast to full shape where they are read."""
         return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
                 for i, a in once.items()}
 
     def blocks(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
-        """Of each product that is taken in blocks: the column blocks of its weights."""
+        """The column blocks of the weights of each product that is taken in blocks."""
         weights = self._same(constant, [eqn.invars[1] for eqn in self.block_products])
         of = {v: column_blocks_of(value) for v, value in weights.items()}
         return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.block_products}
 
     @property
     def impure(self) -> list[Any]:
-        """What a step may be given only once, however often it is simulated: of effects, callbacks
-        and generators with a state of their own, the results.
+        """Results of equations that may run once a step, however often it is simulated: effects,
+        callbacks, and generators with a state of their own.
         """
         return [v for e in self.simulation if not is_pure(e)
                 for v in e.outvars if not isinstance(v, DropVar)]
 
     def advance(self, constant: Sequence[Any], slices: Sequence[Any], carried: Sequence[Any],
                 blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
-        """All carried outputs of one step, and what is :attr:`impure` of it."""
+        """All carried outputs of one step, and its :attr:`impure` values."""
         inputs = self._in((*self.constant, *self.varying))
         out = self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
                          [*self._leaving, *self.impure], (), blocks)
@@ -156,9 +156,9 @@ class StepPartition:
     def simulate(self, constant: Sequence[Any], slices: Sequence[Any], core: Sequence[Any],
                  blocks: dict[Any, list[Any]], impure: Sequence[Any] | None = None,
                  ) -> tuple[list[Any], list[Any], list[Any]]:
-        """The core and the in-loop outputs of one step, and what its recomputation will read.
+        """The core and the in-loop outputs of one step, and its residuals.
 
-        Given what is :attr:`impure` of it, the step only computes.
+        With its :attr:`impure` values given, no effect runs.
         """
         inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
         core_out, in_loop = [self._leaving[i] for i in self.core], self._out(self.in_loop)
@@ -172,12 +172,12 @@ class StepPartition:
 
     def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], residuals: Sequence[Any],
               blocks: dict[Any, list[Any]], again: bool = False) -> list[Any]:
-        """What is ``wanted`` of one step of the loop over time.
+        """The values ``wanted`` of one step of the loop over time.
 
-        A residual is computed once, with the states that it is made of, before all that reads
-        them: left to itself, XLA fuses it into its readers (the state update, the copy that is
-        residuals) and does the work twice, or updates a state in place that is read later, which it
-        has to copy then.
+        A barrier after each residual and the states it is computed from makes XLA compute them
+        once, before their readers. Without it XLA fuses a residual into each reader (the state
+        update, the stored copy) and does the work twice, or updates in place a state that is
+        read later, and has to copy it.
         """
         states = [v for v in self._leaving if not isinstance(v, Literal)]
         eqns, _ = backward_slice(self.closed.jaxpr, wanted, set(self.impure) if again else set(),
@@ -200,12 +200,12 @@ class StepPartition:
 
     @property
     def recorded(self) -> tuple[Any, ...]:
-        """What recomputation needs of every step: what is residuals, and the downstream states."""
+        """What recomputation needs of every step: the residuals and the downstream states."""
         return (*self.residuals, *(self._leaving[i] for group in self.downstream for i in group))
 
     def run_downstream(self, constant: Sequence[Any], slices: Sequence[Any],
                        residuals: Sequence[Any], first: Sequence[Any]) -> WindowValues:
-        """The downstream states, from ``slices`` and ``residuals``, ``[T, ...]``; the count.
+        """The downstream states from ``slices`` and ``residuals``, ``[T, ...]``, and the counters.
 
         ``first``: the carried inputs of the first step, all of them.
         """
@@ -222,7 +222,7 @@ class StepPartition:
 
     def _counted(self, constant: Sequence[Any], first: Sequence[Any],
                  steps: int) -> dict[int, Any]:
-        """What counts steps, after so many, by number."""
+        """The counters after so many steps, by number."""
         leave, enter = ([a[i] for i in self.counting] for a in (self._leaving, self._entering))
         eqns, _ = backward_slice(self.closed.jaxpr, leave)
         after = part(self.closed, [*self._in(self.constant), *enter], leave, eqns)(
@@ -230,7 +230,7 @@ class StepPartition:
         return {i: a + (steps - 1) for i, a in zip(self.counting, after, strict=True)}
 
     def _first(self, constant: Sequence[Any], start: dict[Any, Any]) -> dict[Any, Any]:
-        """What entered the first step, with what is made of it."""
+        """The carried inputs of the first step, and values computed from them."""
         made = [v for v in self.entered if v not in start]
         eqns, _ = backward_slice(self.closed.jaxpr, made)
         values = part(self.closed, [*self._in(self.constant), *start], made, eqns)(
@@ -239,7 +239,7 @@ class StepPartition:
 
     def restore(self, constant: Sequence[Any], slices: Sequence[Any], recorded: Sequence[Any],
                 first: Sequence[Any]) -> WindowValues:
-        """The same where the downstream states were recorded as well."""
+        """As :meth:`run_downstream`, where the downstream states were recorded too."""
         window_values = WindowValues(
             dict(zip((*self._slices, *self.recorded), (*slices, *recorded), strict=True)), {}, {})
         of_downstream = {self._entering[i]: self._leaving[i] for s in self.downstream for i in s}
@@ -249,11 +249,12 @@ class StepPartition:
 
     def recompute(self, constant: Sequence[Any], window_values: WindowValues,
                   later: Sequence[int] = ()) -> Recomputed:
-        """Everything else, of all steps at once.
+        """Everything else, for all steps together.
 
-        ``later``: stacked outputs that are had a step at a time, from what is expensive in them;
-        the rest of them is cheap. A sum over steps of a product (the gradient of a plain weight)
-        becomes one product that contracts the steps too: no array of steps x weights appears.
+        ``later``: stacked outputs that are finished a step at a time, by cheap operations on
+        expensive intermediate values that are computed here. A sum over steps of a product (the
+        gradient of a plain weight) becomes one product that contracts the steps too: no array of
+        steps x weights appears.
         """
         step_sums, stacks = self._step_sums(), window_values.stacks
         between, afterwards, needed = self._between(self._out(later), stacks)
@@ -279,7 +280,7 @@ class StepPartition:
 
     def _make(self, constant: Sequence[Any], stacks: dict[Any, Any],
               wanted: Sequence[Any]) -> None:
-        """Add stacks of what is ``wanted``, of all steps at once."""
+        """Add stacks of the ``wanted`` variables, for all steps together."""
         eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(stacks))
         run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
         made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
@@ -288,7 +289,7 @@ class StepPartition:
     def _run_group(self, group: Sequence[int], constant: Sequence[Any],
                    window_values: WindowValues,
                    first: dict[Any, Any], step_sums: StepSums) -> dict[int, Any]:
-        """Add stacks of the states of a group, before and after each step; the last of each."""
+        """Add stacks of a group's states before and after each step; return their last values."""
         stacks = window_values.stacks
         enter, leave = ([a[i] for i in group] for a in (self._entering, self._leaving))
         between, eqns, needed = self._between(leave, [*stacks, *enter])
@@ -312,7 +313,7 @@ class StepPartition:
         return dict(zip(group, last, strict=True))
 
     def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
-        """Variables that are the same at every step, and their values."""
+        """Loop-invariant variables and their values."""
         wanted = list(dict.fromkeys(wanted))
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
         values = part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
@@ -320,10 +321,11 @@ class StepPartition:
 
     def _between(self, later: Sequence[Any],
                  given: Iterable[Any]) -> tuple[list[Any], list[Any], set[Any]]:
-        """What is computed of all steps at once for outputs had later, and what remains then.
+        """Where the computation of the ``later`` outputs is cut.
 
-        That is what is expensive in them, and what that is made of: an operand of a product is an
-        array anyway.
+        Returns the values to compute for all steps together (results of expensive equations, and
+        their operands, which have to be arrays anyway), the equations that remain for later, and
+        the variables that these read.
         """
         expensive = {v for e in self.recomputed if is_expensive(e) for v in e.outvars}
         stop = expensive | set(given)
@@ -343,17 +345,17 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
     Parameters
     ----------
     closed : ClosedJaxpr
-        The step, without nested calls (see :func:`traceops.compiler.jaxpr.inlined`).
+        The step without nested calls (see :func:`traceops.compiler.jaxpr.inlined`).
     varying : iterable of int
-        Inputs that differ from step to step; the others are the same in all.
+        Inputs that differ from step to step; the others are loop-invariant.
     carried, stacked, summed, in_loop : sequence of int
-        Outputs, as in :class:`StepPartition`; which of them are fixed is found out.
+        Outputs, as in :class:`StepPartition`; the loop-invariant ones among them are detected.
     counter : int, optional
         The carried output that goes up by one a step.
     blocks : bool
         Whether products with large weights are taken in column blocks.
     unroll : int
-        Steps in a turn of a loop over time.
+        Steps in an iteration of a loop over time.
     """
     jaxpr, varying = closed.jaxpr, tuple(sorted(varying))
     changing = [*(jaxpr.invars[i] for i in varying),
@@ -396,7 +398,7 @@ def _residuals(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any],
                core: Sequence[Any],
                passes: dict[Any, Any], expensive: Set[Any], constant: Set[Any],
                slices: Set[Any]) -> tuple[list[Any], dict[Any, Any]]:
-    """What the loop over time keeps for the recomputation, and what of it a step before enters."""
+    """The residuals, and the carried inputs that equal residuals of the step before."""
     recomputed, needed = backward_slice(jaxpr, outvars, given=expensive | set(passes))
     sources = [*(v for _, v in core if v in needed),
                *(v for e in simulation for v in e.outvars
@@ -414,7 +416,7 @@ def _residuals(jaxpr: Any, simulation: Sequence[Any], outvars: Sequence[Any],
 
 
 def _number(made_by: dict[Any, Any], var: Any) -> Any:
-    """The scalar that a variable repeats, or the variable."""
+    """The scalar that a variable broadcasts, or the variable."""
     eqn = None if isinstance(var, Literal) else made_by.get(var)
     if eqn is None or eqn.primitive.name != 'broadcast_in_dim' or eqn.invars[0].aval.shape:
         return var
@@ -429,5 +431,5 @@ def is_expensive(eqn: Any) -> bool:
 
 
 def _is_random(eqn: Any) -> bool:
-    """Drawn in the loop: some generators give other numbers to many keys at once."""
+    """Random numbers stay in the loop: some generators differ when batched over keys."""
     return eqn.primitive.name.startswith(('random_', 'rng_'))

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A step function as a pure program: states in, states out, and what it records."""
+"""A step function as a pure program: states in, states out, and its record."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class UnknownEffectError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Fold:
-    """What digests the record of a window a step at a time.
+    """A fold over the record of a window, a step at a time.
 
     Attributes
     ----------
     carry : pytree
-        What it starts with.
+        Initial value.
     digest : callable
         ``(carry, outputs of one step) -> (carry, results)``.
     backward : bool
-        From the last step to the first, after the simulation, what is in
-        :attr:`StepProgram.invariant`. Else the tape, in the loop that simulates.
+        ``True``: from the last step to the first, after the simulation, over the outputs in
+        :attr:`StepProgram.invariant`. ``False``: over the tape, inside the loop that simulates.
     """
 
     carry: Any
@@ -64,10 +64,10 @@ class StepProgram:
     Attributes
     ----------
     count : int or None
-        How often the step advances the counter state: 1 is what the engine needs; ``None``
-        when that cannot be known.
+        How much the step advances the counter state: the engine needs 1; ``None`` if that
+        cannot be determined.
     record_bytes, ahead_bytes : int
-        Bytes that one step adds to the record, and to what is kept to make it of.
+        Bytes that one step adds to the record, and to the residuals it is recomputed from.
     """
 
     phases: StepPartition
@@ -101,13 +101,12 @@ class StepProgram:
              recorded: Any = None, impure: Any = None) -> tuple[Any, Any, Any, Any, Any]:
         """Run the step over ``xs``: ``(states, sums, outputs, carry and results of the fold)``.
 
-        The loop over time only simulates; all else is recomputed from its residuals, of all steps
-        at once. What a ``fold`` digests comes a step at a time, is stored only as far as it says,
-        and is ``None`` among the outputs: forward in that loop, backward in one after the
-        recomputation of what is expensive in it. Without a fold, what is recorded and the same at
-        every step comes as ``[1, ...]``. With what :meth:`ahead` ``recorded``, nothing is
-        simulated, and the states that come back are those that were given. With what
-        :meth:`advance` found ``impure``, nothing happens beside computing.
+        The loop over time only simulates; everything else is recomputed from its residuals, for
+        all steps together. A ``fold`` gets its outputs a step at a time, and they are ``None``
+        among the outputs: a forward fold runs inside the loop, a backward one in a loop after the
+        expensive part of the recomputation. Without a fold, loop-invariant parts of the record are
+        ``[1, ...]``. With ``recorded`` (of :meth:`ahead`) nothing is simulated, and the given
+        states are returned. With ``impure`` (of :meth:`advance`) no effect runs again.
         """
         constant, first = self._constant(), jax.tree.leaves(states)
         slices, carry, folded = jax.tree.leaves(xs), None, None
@@ -138,7 +137,7 @@ class StepProgram:
         return states, sums, self._outputs(known), carry, folded
 
     def ahead(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
-        """The states after ``xs``, and what :meth:`scan` needs to begin with its recomputation."""
+        """The states after ``xs``, and what :meth:`scan` needs to start its recomputation."""
         constant, first = self._constant(), jax.tree.leaves(states)
         core, residuals, *_ = self._simulated(
             constant, {}, [first[i] for i in self.phases.core], xs, None)
@@ -193,7 +192,7 @@ class StepProgram:
         return [leaves[i - self.slices] for i in self.phases.constant]
 
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
-        """The sums in the structure of ``like``; ``None`` where the step never adds anything."""
+        """The sums in the structure of ``like``; ``None`` where they are zero by construction."""
         known = dict(zip(self.summed, sums, strict=True))
         leaves, tree = jax.tree.flatten(like)
         total = tree.unflatten([known.get(i, _NOTHING) for i in range(len(leaves))])
@@ -215,7 +214,7 @@ def _filled(tree: Any, like: Any) -> Any:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """Carried leaves as what came in: a weak type would not close the loop."""
+    """Carried leaves with the dtype that came in: a scan refuses a weak type that changes."""
     leaves, tree = jax.tree.flatten(old)
     return tree.unflatten([jnp.asarray(a, b.dtype) for a, b in zip(new, leaves, strict=True)])
 
@@ -237,16 +236,16 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         Read, never carried.
     counter : State
         Advanced by one at every call that is to be counted.
-    once : sequence of State
-        Those of the tape that, as all that is returned under ``'record'``, are not repeated where
-        they are the same at every step.
+    invariant : sequence of State
+        Those of the tape that, like everything returned under ``'record'``, are not repeated over
+        steps where they are loop-invariant.
     in_loop : sequence of State
-        Those of the tape that are had in the loop that simulates: what a forward fold digests.
+        Those of the tape that are computed inside the loop: the input of a forward fold.
     blocks : bool
-        Whether that loop takes products with large weights in column blocks (for a CPU).
+        Whether the loop takes products with large weights in column blocks (for a CPU).
     unroll : int
-        Steps in a turn of it, and of those that integrate states on their own (for a GPU: what a
-        turn launches beside its steps, it launches once; what it stores, for all of them at once).
+        Steps in an iteration of the loop, and of the loops of downstream states (for a GPU, where
+        an iteration has launches of its own and stores the values of all its steps together).
     """
     function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
@@ -327,7 +326,7 @@ def _places(states: Sequence[Any], first: int) -> list[range]:
 
 
 def _count(closed: Any, written: bool, place: int, position: int) -> int | None:
-    """How much one step adds to the counter, where the program alone determines it."""
+    """How much one step adds to the counter, if the program alone determines it."""
     if not written:
         return 0
     aval = closed.jaxpr.invars[place].aval

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of all steps of a window before recomputation, and what that gives."""
+"""Values of all steps of a window: the inputs of the recomputation, and its results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ['Recomputed', 'WindowValues']
 
 @dataclasses.dataclass(frozen=True)
 class WindowValues:
-    """What is known of all steps before the recomputation.
+    """Inputs of the recomputation, stacked over steps.
 
     Attributes
     ----------
     stacks : dict of variables to arrays, ``[T, ...]``
-        Slices, what was residuals, downstream states; and of what is carried, what entered a step.
+        Slices, residuals, downstream states, and carried values before each step.
     earlier : dict of variables to pairs of arrays
-        Of what entered: the array of which it is the step before, and what entered the first.
+        Of carried values before a step: the stack after each step, and the first value.
     last : dict of int to array
         Carried outputs that are not in the core, after the last step.
     """
@@ -33,7 +33,7 @@ class WindowValues:
     last: dict[int, Any]
 
     def enter(self, left: dict[Any, Any], first: dict[Any, Any]) -> None:
-        """Add what entered the steps: what had ``left`` the one before, or came ``first``."""
+        """Add carried values before each step: after the step before, or ``first``."""
         for v_in, v_out in left.items():
             after, start = (a.astype(v_in.aval.dtype) for a in (self.stacks[v_out], first[v_in]))
             self.earlier[v_in] = after, start
@@ -42,17 +42,17 @@ class WindowValues:
 
 @dataclasses.dataclass(frozen=True)
 class Recomputed:
-    """What :meth:`StepPartition.recompute` gives.
+    """Results of :meth:`StepPartition.recompute`.
 
     Attributes
     ----------
     stacked, sums : list of arrays
-        Those of the stacked outputs that are not had later, ``[T, ...]``, and the summed ones.
+        The stacked outputs, ``[T, ...]``, other than the later ones; and the summed ones.
     slices, earlier : list
-        What ``later`` is called with a step of: arrays ``[T, ...]``, then pairs of one that is
-        wanted a step earlier and of what comes before its first.
+        Operands of ``later``: arrays ``[T, ...]`` that are sliced, then pairs of an array that is
+        read one step earlier and the value before its first.
     later : callable
-        ``slices of one step -> the outputs had later``.
+        ``slices of one step -> the later outputs``.
     """
 
     stacked: list[Any]
@@ -62,10 +62,10 @@ class Recomputed:
     later: Callable[[Sequence[Any]], list[Any]]
 
     def backward(self, digest: Callable[[Any, list[Any]], Any], carry: Any, steps: int) -> Any:
-        """``digest(carry, outputs had later)`` from the last step to the first, as by a scan."""
+        """Scan ``digest(carry, later outputs)`` from the last step to the first."""
         def step(carry: Any, given: Any) -> Any:
             t, slices = given
-            # read where it is: an array of the steps before would be another to write and read
+            # indexed in place: a shifted copy would be one more array to write and read
             before = [jnp.where(t == 0, first, lax.dynamic_index_in_dim(
                 after, jnp.maximum(t - 1, 0), keepdims=False)) for after, first in self.earlier]
             return digest(carry, self.later([*slices, *before]))

@@ -1,11 +1,12 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The least that a loop over time has to keep for what is computed afterwards.
+"""Which residuals the loop over time keeps for the recomputation: a minimum cut.
 
-What is kept are values that are expensive to compute twice, or that pass from step to step. What
-reads them is cheap at first: of an adaptive neuron both states meet in one value, the potential
-above its threshold, before anything else sees them. The values to keep are a smallest set that
-all ways to the rest pass through: a minimum cut.
+The recomputation starts from values that are expensive to compute again, or that are carried from
+step to step. The first operations on them are often cheap and shrink what has to be stored: the two
+states of an adaptive neuron meet in one value, the potential above its threshold, before anything
+else reads them. The residuals are therefore a set of values of the least total size that every path
+from the sources to the rest of the step passes through.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ANY, _LARGEST = 2 ** 30, 2 ** 20
 
 @dataclasses.dataclass
 class Residual:
-    """A value to keep: ``now``, which is ``before`` one step later, or ``before`` alone.
+    """A residual: ``now``, which is ``before`` one step later, or ``before`` alone.
 
     Attributes
     ----------
@@ -44,30 +45,30 @@ class Residual:
 
     @property
     def variable(self) -> Any:
-        """The one to keep."""
+        """The variable that is stored."""
         return self.before if self.now is None else self.now
 
 
 def minimum_cut(eqns: Iterable[Any], sources: Sequence[Any], passes: dict[Any, Any], free: Set[Any],
           fixed: Set[Any], wanted: Set[Any], is_expensive: Callable[[Any], bool]) -> list[Residual]:
-    """What to keep instead of the ``sources``.
+    """The residuals to store instead of the ``sources``.
 
     Parameters
     ----------
     eqns : iterable of equations
         What is computed afterwards, in order.
     sources : sequence of variables
-        What it would read that differs from step to step, ``free`` ones apart.
+        What it reads that differs from step to step, other than the ``free`` ones.
     passes : dict of variables
         Of results that leave a step: as what they enter the next one.
     free : set of variables
-        Had in the loop and afterwards: constants, and slices of inputs.
+        Available without storing them: constants, and slices of inputs.
     fixed : set of variables
-        Of these, and of what is made of them: the same at every step.
+        Those of the free ones that are loop-invariant.
     wanted : set of variables
         Results.
     is_expensive : callable
-        Whether an equation is: its results are not for the loop to compute.
+        Whether an equation is; the loop does not compute its results.
     """
     nodes, early, free, fixed = _Nodes(sources, passes), set(sources), set(free), set(fixed)
     edges: set[tuple[int, int]] = set()
@@ -142,7 +143,7 @@ class _Nodes:
 
 def _minimum_cut(sizes: Sequence[int], edges: Iterable[tuple[int, int]], sources: Iterable[int],
                  ends: Iterable[int]) -> list[int]:
-    """Nodes of the least total size that all ways from ``sources`` to ``ends`` pass through."""
+    """Nodes of the least total size that every path from ``sources`` to ``ends`` passes through."""
     n = len(sizes)
     if not n:
         return []

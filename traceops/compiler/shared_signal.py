@@ -1,11 +1,11 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Learning signals that are multiples of one array.
+"""Shared learning signals: the signals on all states of a neuron, as multiples of one array.
 
-What reaches the states of a spiking neuron passes through its spike: the signals on its potential
-and on its threshold are one array (a product with the weights of the next layer) times factors
-that are known in the loop over time. What they are to be paired with is then one array for all
-states, had in that loop: neither the states nor the trace of each has to be recorded.
+The loss reaches the states of a spiking neuron through its spike: the signals on its potential and
+on its threshold are one array (a product with the weights of the next layer) times factors that are
+known inside the loop over time. Traces can then be multiplied with these factors and summed over
+the states inside the loop, and one array is recorded instead of one for each state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from traceops.compiler.jaxpr import (
 
 __all__ = ['SharedSignal', 'shared_signals']
 
-#: Results that have the elements of their only operand, in order, where they have as many.
+#: Results that have the elements of their only operand in the same order, if as many.
 _SAME = frozenset(
     'broadcast_in_dim convert_element_type copy expand_dims neg reshape squeeze'.split())
 _SUMS = frozenset('add add_any sub'.split())
@@ -71,7 +71,7 @@ def shared_signals(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead:
     signals : sequence of sequence of int
         Outputs, group by group.
     ahead : iterable of int
-        Outputs that do not wait for the recomputation.
+        Outputs that are computed inside the loop.
     is_expensive : callable
         Whether an equation is.
 
@@ -101,13 +101,13 @@ def shared_signals(closed: ClosedJaxpr, signals: Sequence[Sequence[int]], ahead:
 
 
 class _Ways:
-    """How signals came from what is had ``late``, in the recomputation."""
+    """How signals depend on values that are only computed in the recomputation (``late``)."""
 
     def __init__(self, jaxpr: Jaxpr, late: set[Any]) -> None:
         self.jaxpr, self.late, self.producers = jaxpr, late, producers(jaxpr)
 
     def common(self, wanted: Sequence[Any]) -> tuple[Any, list[Any]]:
-        """The one variable of which all are multiples, and what else is read on the way."""
+        """The one variable of which all signals are multiples, and what else they read."""
         found, reads, todo, way = set(), [], list(wanted), set()
         while todo:
             v = self._whole(todo.pop())
@@ -164,7 +164,7 @@ class _Ways:
         return var
 
     def _is_multiple(self, eqn: Any) -> bool:
-        """Whether each element of a result is a multiple of that of what came late."""
+        """Whether each element of a result is a multiple of that of its late operand."""
         name, operands, (out, *_) = eqn.primitive.name, eqn.invars, eqn.outvars
         late = [v for v in operands if self._is_late(v)]
         if any(_shape(v) != _shape(out) for v in late):

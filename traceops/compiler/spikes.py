@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a value of a program is made of spikes: most of it is zero then, at most steps."""
+"""Whether a value of a program is made of spikes, and therefore mostly zero."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from traceops.compiler.jaxpr import CALLS, producers
 
 __all__ = ['has_spikes']
 
-#: What leaves zeros where they are, and of which operands: the first, or any (``None``).
+#: Primitives that keep zeros in place, and of which operands: the first, or any (``None``).
 _KEEPS = {'concatenate': None, 'mul': None, 'select_n': None, 'div': 1, 'neg': 1, 'reshape': 1,
           'squeeze': 1, 'transpose': 1, 'slice': 1, 'broadcast_in_dim': 1, 'stop_gradient': 1,
           'convert_element_type': 1}
 
-#: What makes an array of a number, or another type of it.
+#: Primitives that broadcast or convert a scalar.
 _REPEATS = frozenset(('broadcast_in_dim', 'convert_element_type', 'reshape'))
 
 _NONE: Mapping[Any, float] = {}
 
 
 def has_spikes(jaxpr: Jaxpr, var: Any, step: str, numbers: Mapping[Any, float] = _NONE) -> bool:
-    """Whether a part of ``var`` is spikes, however scaled, by what made it.
+    """Whether a part of ``var`` is spikes, possibly scaled, judged by the equations that made it.
 
     Spikes are results of the primitive ``step`` (of surrogate gradients), comparisons as numbers,
     and choices between numbers of which one is zero; what enters the program is not known to be

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a step adds up over time, from the recomputation of all steps."""
+"""Outputs that are summed over steps, computed from stacks of all steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from traceops.compiler.jaxpr import reached
 
 __all__ = ['StepSums']
 
-#: Linear in their only operand, axis 0 of which may be summed before or after.
+#: Linear in their only operand: the sum over steps may be taken before or after.
 _LINEAR = frozenset(
     'broadcast_in_dim convert_element_type copy neg reduce_sum reshape squeeze transpose'.split())
 
@@ -27,14 +27,14 @@ class StepSums:
     eqns : sequence of equations
         What is recomputed of all steps, in order.
     varying : iterable of variables
-        What they read that differs from step to step.
+        What they read that is not loop-invariant.
     summed : iterable of variables
-        What is wanted added up over steps.
+        The outputs that are summed over steps.
 
     Attributes
     ----------
     needed, fixed : list of variables
-        Those whose stacks are needed, and those the same at every step.
+        Variables whose stacks are needed, and loop-invariant ones.
     """
 
     def __init__(self, eqns: Sequence[Any], varying: Iterable[Any], summed: Iterable[Any]) -> None:
@@ -50,7 +50,7 @@ class StepSums:
         return not isinstance(var, Literal) and var in self.varies
 
     def _way(self, var: Any) -> str:
-        """How the sum of a variable is had: from sums, from stacks, or from its own stack."""
+        """How to sum a variable: from sums of operands, as one product, or from its own stack."""
         eqn = self.producer.get(var) if self.vary(var) else None
         if eqn is None:
             return 'itself'

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A learner's single step as primitives: recognisable in a jaxpr, upstream's program when run.
+"""A learner's single step as primitives: visible in a jaxpr, upstream's program when run.
 
 A :class:`Step` says who takes the step and what it computes; the primitives carry it as a
 parameter and know nothing of learners, rules or the operations behind them. A step may say how

@@ -40,16 +40,16 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
     x_rank : int
         Rank of one step's input.
     cotangent : array
-        ``[T, ...]``, as many elements a step as ``y`` has (more, for an op without input whose
+        ``[T, ...]``, with as many elements a step as ``y`` (more, for an op without input whose
         output is broadcast over the batch).
     y_shape : sequence of int
         Shape of one step's output.
     precision : str
         Of the product, as :func:`traceops.ops.trace_gradient` takes it.
     backend : str, optional
-        That makes the product, as it takes it too.
+        Of the product, as :func:`traceops.ops.trace_gradient` takes it.
     events : bool
-        As it takes it too.
+        As :func:`traceops.ops.trace_gradient` takes it.
     """
     product = functools.partial(trace_gradient, precision=precision, backend=backend,
                                 events=events)
@@ -81,7 +81,7 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
         return by_platform(x, cotangent, cuda=in_place, default=one_by_one)
 
 
-#: What jax calls the nearest to a precision of the product, for the ops that are none.
+#: jax's nearest precision, for operations that are not a plain product.
 _MATMUL = {'highest': 'highest', 'bf16x3': 'high', 'bf16x2': 'high', 'tf32': 'tensorfloat32'}
 
 
@@ -92,11 +92,11 @@ def _pull(function: Callable[..., Any], weights: dict[str, Any], cotangent: Any)
 
 def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
              product: Callable[..., Any], alone: bool) -> dict[str, Any] | None:
-    """The weight VJP of an op on rows, ``[T, B, ...]``: the product in it as an operation.
+    """The weight VJP of an op on rows, ``[T, B, ...]``, with its product as ``product``.
 
-    The VJP of a dense op multiplies the inputs with the cotangents over all rows; what else it
-    does (a bias, a transformed weight) stays as it is. Where there is no product, it is that of
-    all rows if it may be ``alone``, else ``None``.
+    The VJP of a dense op multiplies the inputs with the cotangents over all rows; the rest of it
+    (a bias, a transformed weight) stays as it is. Without such a product the result is the VJP
+    over all rows if ``alone``, else ``None``.
     """
     def pull(x: Any, cotangent: Any, weights: dict[str, Any]) -> dict[str, Any]:
         return _pull(lambda w: op(x, w), weights, cotangent)
@@ -122,9 +122,9 @@ def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
 
 def _on_rows(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
              y_shape: Sequence[int]) -> Operation | None:
-    """The op on any number of rows, if it maps rows to rows: matrix in, matrix out.
+    """The op on any number of rows, if it maps matrices to matrices row by row.
 
-    Of a lane, whose step is one row, mapped over rows.
+    Under ``vmap`` a step has one row: the op is then mapped over rows.
     """
     if x_rank not in (1, 2) or len(y_shape) != x_rank or not jnp.issubdtype(x.dtype, jnp.inexact):
         return None

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How long a window is, and the loop over windows."""
+"""The length of a window, and the loop over windows, forward or backward."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ['choose_window', 'run_windows', 'run_windows_back']
 
 
 def choose_window(length: int, step_bytes: int, window: int | None, budget: int) -> int:
-    """Steps per window: what was asked, else the longest whose record fits the budget.
+    """Steps per window: as requested, else the longest whose record fits the budget.
 
-    Of the lengths down to half the longest, one that divides the sequence is preferred: a
-    shorter last window is a second program to compile.
+    Between that and half of it, a length that divides the sequence is preferred: a shorter last
+    window is a second program to compile.
     """
     if window is not None:
         return min(window, length)
@@ -41,11 +41,11 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
     program : StepProgram
         The recorded step; its states are read before and written after.
     xs : pytree of arrays, ``[T, ...]``
-        What the step is called with.
+        Arguments of the step.
     K : int
         Steps per window.
     carry : pytree
-        What passes from window to window beside the states.
+        Carried from window to window beside the states.
     after_window : callable
         ``(carry, outputs of the window, carry and results of its fold, states before it) ->
         (carry, kept outputs)``.
@@ -89,13 +89,12 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
                      after_window: Callable[..., Any], carry: Any,
                      fold_of: Callable[..., Fold | None] = lambda carry: None,
                      record: bool = False) -> tuple[Any, Any, Any]:
-    """The same with the windows taken from the last to the first.
+    """As :func:`run_windows`, with the windows taken from the last to the first.
 
-    A first run only simulates. The states at the start of each window are kept from it, and each
-    window is simulated again when its turn comes, but for its effects, of which the results are
-    kept; with ``record`` what a window is recomputed from is kept as well, and it is not simulated
-    again. ``carry`` then passes from a window to the one before it.
-    Parameters and results as for :func:`run_windows`.
+    A first pass only simulates and keeps the states at the start of each window, and the results of
+    effects. Each window is then simulated again without its effects. With ``record`` the first pass
+    also keeps what windows are recomputed from, and nothing is simulated twice. ``carry`` passes from
+    a window to the one before it.
     """
     states, sums = program.initial()
     head, rest = _cut(xs, K)
@@ -120,7 +119,7 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
         full = after if record else states, *others
         outputs.append(jax.tree.map(lambda a: a[None], out))
     states = full[0]
-    if _changes(window, full, (given, head)):       # nothing arrives at the last: zeros do
+    if _changes(window, full, (given, head)):       # what arrives at the last window is zero
         first = jax.tree.map(lambda a: a[0], (given, head))
         (_, _, arriving), _ = jax.eval_shape(window, full, first)
         full = (*full[:2], jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arriving))
@@ -149,7 +148,7 @@ def _joined(outputs: list[Any]) -> Any:
 
 
 def _changes(window: Any, full: Any, given: Any) -> bool:
-    """Whether a window changes the structure of the carry (it starts as nothing)."""
+    """Whether a window changes the structure of the carry (which may start empty)."""
     first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
     out, _ = jax.eval_shape(window, full, first)
     return bool(jax.tree.structure(out) != jax.tree.structure(full))
