@@ -93,8 +93,8 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
 
     A first pass only simulates and keeps the states at the start of each window, and the results of
     effects. Each window is then simulated again without its effects. With ``record`` the first pass
-    also keeps what windows are recomputed from, and nothing is simulated twice. ``carry`` passes from
-    a window to the one before it.
+    also keeps what windows are recomputed from, and nothing is simulated twice. ``carry`` passes
+    from a window to the one before it.
     """
     states, sums = program.initial()
     head, rest = _cut(xs, K)
