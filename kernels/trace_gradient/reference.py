@@ -44,7 +44,7 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, precision: str = 
     by_sample : bool
         Sum over steps alone: ``[*lanes, B, I, O]``, and so is ``total``.
     """
-    product = _at_precision(inputs, delta, precision, by_sample)
+    product = _at_precision(inputs, delta, precision, by_sample).astype(delta.dtype)
     return product if total is None else total + product
 
 

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import brainstate
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,8 @@ from traceops.compiler.jaxpr import (
 from traceops.compiler.partition import StepPartition, is_expensive, partition_step
 from traceops.compiler.recompute import WindowValues
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
+from traceops.compiler.trace import places_of, trace
+from traceops.compiler.types import typed
 
 __all__ = ['Fold', 'StepProgram', 'UnknownEffectError', 'trace_step']
 
@@ -68,6 +69,10 @@ class StepProgram:
         cannot be determined.
     record_bytes, ahead_bytes : int
         Bytes that one step adds to the record, and to the residuals it is recomputed from.
+    before, after : tuple of pytrees of avals
+        Types of the carried states, as they enter the first step and as they leave the last.
+    types : dict
+        Types of what the step returns, in its structure; of ``'sum'`` as one step adds it.
     """
 
     phases: StepPartition
@@ -82,10 +87,14 @@ class StepProgram:
     count: int | None
     record_bytes: int
     ahead_bytes: int
+    before: tuple[Any, ...]
+    after: tuple[Any, ...]
+    types: dict[str, Any]
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
-        states = tuple(jax.tree.map(jnp.asarray, self.states[i].value) for i in self.carried)
+        states = tuple(jax.tree.map(typed, self.states[i].value, like)
+                       for i, like in zip(self.carried, self.before, strict=True))
         return states, tuple(jnp.zeros(a.shape, a.dtype) for a in self.sum_avals)
 
     def by_id(self, states: Any) -> dict[int, Any]:
@@ -94,8 +103,8 @@ class StepProgram:
 
     def store(self, states: Any) -> None:
         """Write carried values back into their states."""
-        for i, value in zip(self.carried, states, strict=True):
-            self.states[i].value = value
+        for i, value, like in zip(self.carried, states, self.after, strict=True):
+            self.states[i].value = jax.tree.map(typed, value, like)
 
     def scan(self, states: Any, sums: Any, xs: Any, fold: Fold | None = None,
              recorded: Any = None, impure: Any = None) -> tuple[Any, Any, Any, Any, Any]:
@@ -247,21 +256,18 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         Steps in an iteration of the loop, and of the loops of downstream states (for a GPU, where
         an iteration has launches of its own and stores the values of all its steps together).
     """
-    function = brainstate.transform.StatefulFunction(step, name='traceops_step')
     slices = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a)), xs)
-    function.make_jaxpr(*slices)
-    key = function.get_arg_cache_key(*slices)
-    _check_effects(function.get_jaxpr_by_cache(key).jaxpr)
-    trace = function.get_state_trace_by_cache(key)
-    states, written = tuple(trace.states), tuple(trace.been_writen)
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a),
+                                       weak_type=getattr(a, 'weak_type', False)), xs)
+    traced = trace(step, slices, (*tape, *constants))
+    _check_effects(traced.closed.jaxpr)
+    states = traced.states
     written = tuple(w and not any(s is c for c in constants)
-                    for s, w in zip(states, written, strict=True))
-    closed = narrowed(inlined(function.get_jaxpr_by_cache(key)))
-    out, _ = function.get_out_shapes_by_cache(key)
-    positions, new_positions = function.get_out_treedef_by_cache(key).unflatten(
-        range(len(closed.jaxpr.outvars)))
-    sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(out.pop('sum'))
+                    for s, w in zip(states, traced.written, strict=True))
+    closed = narrowed(inlined(traced.closed))
+    positions, new_positions = traced.positions, traced.new_positions
+    types = jax.tree.map(lambda p: traced.closed.out_avals[p], positions)
+    sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(types['sum'])
     made_by = producers(closed.jaxpr)
     summed = tuple(
         i for i, p in enumerate(sums) if not is_zero(made_by, closed.jaxpr.outvars[p]))
@@ -280,7 +286,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     places, out_tree = jax.tree.flatten(positions)
 
     n_slices = len(jax.tree.leaves(slices))
-    leaves = _places(states, n_slices)
+    leaves = places_of(states, n_slices)
     counter_at = _position(counter, states)
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])
     count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
@@ -299,7 +305,9 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
         count=count,
         record_bytes=_bytes(
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
-        ahead_bytes=_bytes(phases.recorded))
+        ahead_bytes=_bytes(phases.recorded),
+        before=tuple(traced.before[i] for i in carried),
+        after=tuple(traced.after[i] for i in carried), types=types)
 
 
 def _check_effects(jaxpr: Any) -> None:
@@ -314,15 +322,6 @@ def _bytes(variables: Iterable[Any]) -> int:
 
 def _position(state: Any, states: Sequence[Any]) -> int:
     return next(i for i, s in enumerate(states) if s is state)
-
-
-def _places(states: Sequence[Any], first: int) -> list[range]:
-    """Of each state, where its leaves are among the inputs of the step."""
-    places = []
-    for state in states:
-        places.append(range(first, first + len(jax.tree.leaves(state.value))))
-        first = places[-1].stop
-    return places
 
 
 def _count(closed: Any, written: bool, place: int, position: int) -> int | None:

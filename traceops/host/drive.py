@@ -15,6 +15,7 @@ import saiunit as u
 
 from traceops.compiler.column_blocks import describe
 from traceops.compiler.program import Fold, StepProgram, UnknownEffectError, trace_step
+from traceops.compiler.types import CarryTypeError, typed
 from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
@@ -22,6 +23,7 @@ from traceops.host.plan import at_once, form_of_loops, why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
+from traceops.host.types import types_of_total
 
 __all__ = ['evolve', 'gradient']
 
@@ -76,9 +78,13 @@ def gradient(
             invariant=learner._recorder.invariant, in_loop=rule.in_loop)
         if isinstance(program, str):
             return as_upstream(program)
+        try:
+            types = _types(learner, program, weights, rule)
+        except CarryTypeError as err:
+            return as_upstream(str(err))
         K, twice = _windows(rule, program, length)
         total, losses, aux = _run_gradient(
-            learner, rule, program, weights, (sequences, mask_), K, twice)
+            learner, rule, program, weights, types, (sequences, mask_), K, twice)
         learner._last_call = ('window', _said(program, K, twice))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
@@ -90,7 +96,7 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> 
             program = trace_step(
                 step, xs, tape=learner._recorder.tape, counter=learner.running_index, **states,
                 **form_of_loops(learner.traceops_settings))
-    except UnknownEffectError as err:
+    except (UnknownEffectError, CarryTypeError) as err:
         return str(err)
     if program.count != 1 or learner._recorder.several_steps:
         return _not_a_step(learner, program)
@@ -131,8 +137,17 @@ def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
     return step
 
 
-def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, xs: Any,
-                  K: int, twice: bool) -> Any:
+def _types(learner: Any, program: StepProgram, weights: Any, rule: Any) -> Any:
+    """Types of the gradients, as upstream's loop leaves them."""
+    values = {name: state.value for name, state in weights.items()}
+    try:
+        return types_of_total(learner, program, values, _names_of(learner, weights, rule.paths))
+    except TypeError as err:
+        raise CarryTypeError(f'what is added up changes its type in the loop: {err}') from err
+
+
+def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, types: Any,
+                  xs: Any, K: int, twice: bool) -> Any:
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
@@ -153,12 +168,12 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
             inner, folded = rule.digest_window(
                 rule_carry, with_every_step(out['loss'], record), index)
         grads, rule_carry = rule.close(rule_carry, inner, {**record, **folded}, weight_vals, index)
-        total = {name: jax.tree.map(jnp.add, total[name], grads[path])
+        total = {name: jax.tree.map(lambda a, b: a + b.astype(a.dtype), total[name], grads[path])
                  for name, path in names.items()}
         return (rule_carry, total), {'loss': out['loss'], 'aux': out['aux']}
 
-    zeros = {name: jax.tree.map(jnp.zeros_like, weight_vals[path])
-             for name, path in names.items()}
+    zeros = {name: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), types[name])
+             for name in names}
     carry = rule.initial(), zeros
     if learner._carries_trace or K == xs[1].shape[0]:
         carry, sums, stacked = run_windows(program, xs, K, carry, after_window, fold_of)
@@ -173,7 +188,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, x
              else direct[k] if direct[k] is not None
              else jax.tree.map(jnp.zeros_like, v.value)
              for k, v in weights.items()}
-    return total, stacked['loss'], stacked['aux']
+    stacked = {k: jax.tree.map(typed, v, program.types[k]) for k, v in stacked.items()}
+    return jax.tree.map(typed, total, types), stacked['loss'], stacked['aux']
 
 
 def evolve(
@@ -226,7 +242,7 @@ def evolve(
         carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
         rule.store(carry)
         learner._last_call = ('window', _said(program, K))
-    return outputs if return_outputs else None
+    return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
 
 
 # -- checks --------------------------------------------------------------------------------

@@ -137,6 +137,12 @@ def _graph_reason(learner: Any) -> str | None:
     if any(g.descent is not None for g in graph.hidden_groups) or any(
             r.control_flow_context is not None for r in graph.hidden_param_op_relations):
         return 'a relation or hidden state lives inside a scan of the model (scan descent)'
+    for group in graph.hidden_groups:
+        for path, a, b in zip(group.hidden_paths, group.hidden_invars, group.hidden_outvars,
+                              strict=True):
+            if a.aval.dtype != b.aval.dtype:
+                return (f'hidden state {".".join(map(str, path))} is {a.aval.dtype} and a step '
+                        f'leaves it as {b.aval.dtype}')
     if not graph.hidden_param_op_relations:
         return 'no parameter is routed through an ETP op'
     if isinstance(learner, upstream.ParamDimVjpAlgorithm):

@@ -19,6 +19,7 @@ from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, Step
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views
 from traceops.host.trace_pass import TracePass, pair_dense
+from traceops.host.types import step_structs
 from traceops.kernels.d_trace_window.launch import MAX_STATES
 from traceops.ops import choice
 from traceops.ops.primitive import OPERATIONS
@@ -64,6 +65,7 @@ class Steps:
         self._fused = {UPDATE: self._fused_update, GRADIENT: self._fused_gradient}
         self._upstream_update, self._upstream_solve = update, solve
         self._upstream_previous = previous
+        self.start, self.operands = step_structs(learner)
         self._functions: dict[Any, Any] = {}
         self._steps: dict[Any, Step] = {}
         _made.add(self)

@@ -189,12 +189,17 @@ def trace_bytes(learner: Any, relation: Any, group: Any) -> int:
     if learner.config.is_factorized:
         x = relation.x_var.aval.size if has_input(relation) else 0
         return int((x + y.size * group.num_state) * y.dtype.itemsize)
+    return int(sum(a.size * a.dtype.itemsize
+                   for a in jax.tree.leaves(trace_structs(relation, group))))
+
+
+def trace_structs(relation: Any, group: Any) -> Any:
+    """A D-RTRL trace of one relation and group (per lane, under ``vmap``), as shapes."""
     init = _init_drtrl[relation.primitive]
     extra = {'group': group} if relation.primitive is _elementwise_p else (
         {'eqn_params': relation.eqn_params} if relation.primitive is _conv_p else {})
-    shapes = jax.eval_shape(lambda: init(relation.x_var, relation.y_var, relation.trainable_vars,
-                                         group.num_state, **extra))
-    return int(sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(shapes)))
+    return jax.eval_shape(lambda: init(relation.x_var, relation.y_var, relation.trainable_vars,
+                                       group.num_state, **extra))
 
 
 # -- the step ------------------------------------------------------------------------------
@@ -280,4 +285,6 @@ def _read_by_factors(relations: Sequence[Any]) -> list[Any]:
 
 def _rows_apply(group: Any) -> bool:
     return bool(group.is_diagonal_recurrence and group.descent is None and group.snap is None
-                and not _has_while(group.transition_jaxpr))
+                and not _has_while(group.transition_jaxpr)
+                and all(a.aval.dtype == b.aval.dtype for a, b in zip(
+                    group.hidden_invars, group.hidden_outvars, strict=True)))

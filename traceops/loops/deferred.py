@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.types import typed
 from traceops.loops.analysis import Analysis, Learner, Product
 from traceops.loops.flat import Value, apply, read
 from traceops.loops.rewrite import Kept
@@ -90,7 +91,8 @@ class DeferredLoop:
         # differentiated from outside, the loop is the one that was written
         run.defjvp(lambda primals, tangents: jax.jvp(
             lambda *given: apply(loop, given), primals, tangents))
-        return run(*operands)
+        types = [v.aval for v in loop.closed.jaxpr.outvars]     # weak where the loop's are
+        return [typed(a, like) for a, like in zip(run(*operands), types, strict=True)]
 
     # -- a step --------------------------------------------------------------------------------
 

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-__all__ = ['floating', 'positions', 'ranked', 'same_dtype']
+__all__ = ['floating', 'positions', 'promoted', 'ranked', 'same_dtype']
 
 
 def ranked(op: str, argument: str, operand: Any, axes: str, rank: int) -> None:
@@ -44,3 +45,10 @@ def same_dtype(op: str, arguments: Sequence[str], operands: Sequence[Any]) -> An
             raise TypeError(f'{op}: `{argument}` is {a.dtype} and `{arguments[0]}` is {first}; '
                             'all operands have one dtype.')
     return first
+
+
+def promoted(op: str, arguments: Sequence[str], operands: Sequence[Any]) -> list[Any]:
+    """Operands of several floating dtypes in the one that a product of them has."""
+    floating(op, arguments[:len(operands)], operands)
+    dtype = functools.reduce(jnp.promote_types, (a.dtype for a in operands))
+    return [a.astype(dtype) for a in operands]

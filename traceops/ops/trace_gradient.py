@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.trace_gradient import launch
 from traceops.kernels.trace_gradient.cpu import trace_gradient as _on_cpu
 from traceops.kernels.trace_gradient.reference import PRECISIONS
 from traceops.kernels.trace_gradient.reference import trace_gradient as _definition
-from traceops.ops.checks import positions, ranked, same_dtype
+from traceops.ops.checks import positions, promoted, ranked, same_dtype
 from traceops.ops.primitive import Axes, Operation, at_axis, bind, define
 
 __all__ = ['PRECISIONS', 'TRACE_GRADIENT', 'trace_gradient']
@@ -111,6 +112,7 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     Returns
     -------
     array, ``[I, O]``
+        In the dtype that operands of several are promoted to, as in ``inputs * delta``.
 
     Raises
     ------
@@ -122,6 +124,7 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
     if precision not in PRECISIONS:
         raise ValueError(f'trace_gradient: `precision` is {precision!r}; it takes '
                          f"{', '.join(map(repr, PRECISIONS))}, e.g. precision='highest'.")
-    given = (inputs, delta) if total is None else (inputs, delta, total)
+    given = promoted('trace_gradient', _NAMES, [
+        jnp.asarray(a) for a in (inputs, delta, total) if a is not None])
     return bind(TRACE_GRADIENT, *given, backend=backend, precision=precision,
                 by_sample=bool(by_sample), events=bool(events))[0]
