@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         uninstall,
     )
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
     'D_RTRL', 'ES_D_RTRL', 'Explanation', 'LoopsExplanation', 'Settings', 'Status', 'accelerate',
