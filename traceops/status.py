@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import platform
 import sys
@@ -20,9 +21,8 @@ from traceops.text import render
 
 __all__ = ['Status', 'status']
 
-_PACKAGES = {'traceops': 'braintrace-traceops', 'braintrace': 'braintrace',
-             'brainstate': 'brainstate', 'brainpy': 'brainpy', 'braintools': 'braintools',
-             'saiunit': 'saiunit', 'jax': 'jax', 'jaxlib': 'jaxlib', 'triton': 'triton',
+_PACKAGES = {'braintrace': 'braintrace', 'brainstate': 'brainstate', 'brainpy': 'brainpy',
+             'braintools': 'braintools', 'saiunit': 'saiunit', 'jax': 'jax', 'jaxlib': 'jaxlib', 'triton': 'triton',
              'jax_triton': 'jax-triton'}
 
 
@@ -119,6 +119,8 @@ def status() -> Status:
         An environment variable of traceops has an illegal value.
     """
     versions: dict[str, str | None] = {'python': platform.python_version()}
+    # the code that runs, which need not be the distribution that is installed
+    versions['traceops'] = importlib.import_module('traceops').__version__
     versions |= {name: _version(dist) for name, dist in _PACKAGES.items()}
     devices, device_error = _devices()
     names = [*config.ENVIRONMENT.values(), 'TRACEOPS_INSTALL']
