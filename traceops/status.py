@@ -22,8 +22,8 @@ from traceops.text import render
 __all__ = ['Status', 'status']
 
 _PACKAGES = {'braintrace': 'braintrace', 'brainstate': 'brainstate', 'brainpy': 'brainpy',
-             'braintools': 'braintools', 'saiunit': 'saiunit', 'jax': 'jax', 'jaxlib': 'jaxlib', 'triton': 'triton',
-             'jax_triton': 'jax-triton'}
+             'braintools': 'braintools', 'saiunit': 'saiunit', 'jax': 'jax', 'jaxlib': 'jaxlib',
+             'triton': 'triton', 'jax_triton': 'jax-triton'}
 
 
 @dataclasses.dataclass(frozen=True)
