@@ -13,7 +13,6 @@ import pytest
 import traceops
 from tests.host.test_patch import fast, learner
 from tests.parity.nets import NETS
-from traceops.host.learners import fast_class
 
 HOSTS = ('braintrace', 'brainstate', 'brainpy', 'braintools', 'saiunit')
 
@@ -165,20 +164,3 @@ def test_every_registered_name(name, options):
         made = braintrace.compile(net.make(), name, net.inputs(2, 3)[0], batch_size=3, **options)
     assert fast(made)
     assert {r.engine for r in traceops.explain(made).rows} == {'window'}
-
-
-def test_threads_agree_on_the_fast_class(restless):
-    for _ in range(50):
-        class Mine(braintrace.D_RTRL):
-            pass
-        start, found = threading.Barrier(4), []
-
-        def work(start=start, found=found, cls=Mine):
-            start.wait()
-            found.append(fast_class(cls))
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(found) == 4 and len(set(found)) == 1

@@ -16,7 +16,7 @@ from rich.table import Table
 from traceops import ops
 from traceops.compiler.column_blocks import describe
 from traceops.host import loops, patch, upstream
-from traceops.host.learners import FastLearner, FastVmap, is_fast
+from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.text import render
 
@@ -202,7 +202,7 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
             return 'upstream', f'{type(inner).__name__} has an engine of its own'
         return 'upstream', ('made before traceops.install(); make it after, or with '
                             'traceops.compile(...)')
-    if isinstance(learner, upstream.ETraceVmap) and not isinstance(learner, FastVmap):
+    if isinstance(learner, upstream.ETraceVmap) and not is_fast(learner):
         return 'per-step', ('the vmapped wrapper was made outside traceops; use '
                             'traceops.compile(..., vmap=True)')
     if not inner.traceops_plan.windowed:
@@ -216,7 +216,7 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -
     rel = view.relation
     x_shape = tuple(rel.x_var.aval.shape) if view.has_input else ()
     full = upstream.trace_bytes(inner, rel, group)
-    carried = not isinstance(inner, FastLearner) or inner._carries_trace
+    carried = not is_fast(inner) or inner._carries_trace
     if engine == 'window' and not factorised and carried and upstream.chunk_rule(
             rel, inner.fast_solve) is None:
         reason = (f'{rel.primitive.name}: upstream has no closed form of its trace over a window, '

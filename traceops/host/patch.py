@@ -20,26 +20,18 @@ import jax
 
 from traceops import config
 from traceops.host import loops, places, upstream, versions
-from traceops.host.learners import FastLearner, FastVmap, fast_class
+from traceops.host.learners import make_fast, make_fast_vmap
 
 __all__ = ['accelerate', 'compile', 'enabled', 'install', 'installed', 'uninstall']
 
 
 def _init_learner(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
-    fast = None if isinstance(self, FastLearner) else fast_class(type(self))
-    if fast is None:
-        original(self, *args, **kwargs)
-        return
-    self.__class__ = fast
-    original(self, *args, **kwargs)
-    self._become_fast()
+    make_fast(self, functools.partial(original, self), *args, **kwargs)
     _patches.mend()         # another tool may have put back what it found before install()
 
 
-def _init_vmap(original: Any, self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-    if type(self) is upstream.ETraceVmap and isinstance(module, FastLearner):
-        self.__class__ = FastVmap
-    original(self, module, *args, **kwargs)
+def _init_vmap(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    make_fast_vmap(self, functools.partial(original, self), *args, **kwargs)
 
 
 _patches = places.adopt((

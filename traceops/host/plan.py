@@ -122,11 +122,11 @@ def _rule_reason(learner: Any) -> str | None:
 
 
 def _override_reason(learner: Any) -> str | None:
-    fast = type(learner)
-    bases = [c for c in fast.__mro__ if not c.__dict__.get('_traceops_mixin')
-             and not c.__module__.startswith('traceops.')]
+    replaced = learner._traceops.replaced
     for name in _REPLACED:
-        owner = next(c for c in bases if name in vars(c))
+        if vars(learner).get(name) is not replaced.get(name):
+            return f'this learner has a {name} of its own'
+        owner = next(c for c in type(learner).__mro__ if name in vars(c))
         if not owner.__module__.startswith('braintrace'):
             return f'{owner.__name__} overrides {name}'
     return None

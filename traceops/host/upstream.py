@@ -235,41 +235,42 @@ def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence
     return jnp.stack([row(i) for i in range(group.num_state)], axis=-2)
 
 
-def recording_executor(cls: type) -> type:
-    """A graph executor whose Jacobian rows are kept apart (same numbers, other layout).
+def keep_rows_apart(executor: Any) -> None:
+    """A graph executor keeps its Jacobian rows apart from now on (same numbers, other layout).
 
     The derivatives of a graph's parts are kept as programs of values that nothing is
     differentiated by: else each call would trace them anew, through all transformations around
     it, and again where the step is differentiated.
     """
+    weights, hidden = executor._compute_hid2weight_jacobian, executor._compute_hid2hid_jacobian
+    known: dict[int, Any] = {}
 
-    class RecordingExecutor(cls):  # type: ignore[misc, valid-type]
-        def _compute_hid2weight_jacobian(self, intermediate_values: Any) -> Any:
-            relations = self.graph.hidden_param_op_relations
-            if any(r.control_flow_context is not None for r in relations):
-                return super()._compute_hid2weight_jacobian(intermediate_values)
-            read = _read_by_factors(relations)
-            factors = super()._compute_hid2weight_jacobian
-            return self._derived(relations, lambda values: factors(
-                dict(zip(read, values, strict=True))))([intermediate_values[v] for v in read])
+    def derived(of: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that belongs to a part of the graph, kept as long as the graph."""
+        if id(of) not in known:
+            known[id(of)] = of, jax.jit(function, inline=True)
+        return lambda *values: known[id(of)][1](*jax.lax.stop_gradient(values))
 
-        def _compute_hid2hid_jacobian(self, intermediate_values: Any) -> Any:
-            groups = self.graph.hidden_groups
-            if self.full_jacobian or not all(_rows_apply(g) for g in groups):
-                return super()._compute_hid2hid_jacobian(intermediate_values)
-            return [self._derived(g, functools.partial(transition_rows, g))(
-                [intermediate_values[v] for v in g.hidden_invars],
-                [intermediate_values[v] for v in g.transition_jaxpr_constvars]) for g in groups]
+    @functools.wraps(weights)
+    def hid2weight(intermediate_values: Any) -> Any:
+        relations = executor.graph.hidden_param_op_relations
+        if any(r.control_flow_context is not None for r in relations):
+            return weights(intermediate_values)
+        read = _read_by_factors(relations)
+        return derived(relations, lambda values: weights(dict(zip(read, values, strict=True))))(
+            [intermediate_values[v] for v in read])
 
-        def _derived(self, of: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-            """A function that belongs to a part of the graph, kept as long as the graph."""
-            known = self.__dict__.setdefault('_traceops_derived', {})
-            if id(of) not in known:
-                known[id(of)] = of, jax.jit(function, inline=True)
-            return lambda *values: known[id(of)][1](*jax.lax.stop_gradient(values))
+    @functools.wraps(hidden)
+    def hid2hid(intermediate_values: Any) -> Any:
+        groups = executor.graph.hidden_groups
+        if executor.full_jacobian or not all(_rows_apply(g) for g in groups):
+            return hidden(intermediate_values)
+        return [derived(g, functools.partial(transition_rows, g))(
+            [intermediate_values[v] for v in g.hidden_invars],
+            [intermediate_values[v] for v in g.transition_jaxpr_constvars]) for g in groups]
 
-    RecordingExecutor.__name__ = cls.__name__
-    return RecordingExecutor
+    vars(executor).update(_compute_hid2weight_jacobian=hid2weight,
+                          _compute_hid2hid_jacobian=hid2hid)
 
 
 def _read_by_factors(relations: Sequence[Any]) -> list[Any]:
