@@ -118,8 +118,11 @@ def _peers(args: argparse.Namespace) -> int:
         print('\n'.join(c.name for c in peers.CASES))
         return 0 if args.list else 2
     print(report.machine_text())
-    rows = [row for case in cases for row in peers.run(case, args.repeats)]
-    print(peers.markdown(rows), end='')
+    rows: list[dict[str, Any]] = []
+    for case in cases:
+        found = peers.run(case, args.repeats)
+        print(peers.markdown(found), flush=True)
+        rows += found
     if args.json:
         args.json.write_text(json.dumps({'machine': report.machine(), 'peers': rows}, indent=2)
                              + '\n')

@@ -200,6 +200,7 @@ def run(case: Case, repeats: int, names: Sequence[str] = tuple(PEERS)) -> list[d
         name: {'who': said, 'rate': wanted, 'error': '',
                'memory': measure.compiled(ours[name], x, y)[1].memory_analysis()
                .temp_size_in_bytes} for name, said in _OURS.items()}
+    rows['traceops']['memory'] += case.trace_bytes     # which is carried
     for name in names:
         rows[name] = {'who': f'{name}, BPTT', 'error': missing(name)}
         if rows[name]['error']:

@@ -80,7 +80,7 @@ def test_a_loop_of_unknown_length_is_said_to_be_one():
     assert hlo.total(kernels, text).unknown_loops == 1
 
 
-def test_of_branches_the_dearest_counts():
+def test_of_branches_the_most_expensive_counts():
     text = TEXT.replace('''  %product = ''', '''  %maybe = f32[8] conditional(%start, %a), \
 branch_computations={%cheap, %expensive}
   %product = ''').replace('ENTRY', '''%cheap (q: f32[8]) -> f32[8] {

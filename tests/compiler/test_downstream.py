@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""States that no other waits for are had after the loop over time, and are the same."""
+"""Downstream states are computed after the loop over time, and are the same."""
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def test_which_states_no_other_waits_for(step, downstream):
     assert split(step).downstream == downstream
 
 
-def test_what_is_wanted_promptly_waits():
+def test_what_is_needed_in_the_loop_keeps_its_states_there():
     assert split(readout, in_loop=(2,)).downstream == ()
 
 
@@ -110,8 +110,8 @@ def test_no_array_of_steps_and_weights():
 
 @pytest.mark.parametrize(('step', 'steps', 'turn'), [
     (readout, 7, 7), (readout, 50, 50), (readout, 500, 63), (spiking_readout, 50, 5)])
-def test_the_turns_of_a_stratum_are_of_one_kernel(step, steps, turn):
-    """Where loops take turns: as long ones as make a kernel of that many equations."""
+def test_an_iteration_of_a_group_is_one_kernel(step, steps, turn):
+    """Unrolled loops: as many steps as make a kernel of that many equations."""
     assert unroll_of(2, 2 ** 14, steps, 5) == {7: 7, 50: 13, 500: 16}[steps]      # a large state
     assert unroll_of(2, 2 ** 30, steps, 5) == (5 if steps > 7 else 4)
     found = {}

@@ -95,7 +95,7 @@ def test_what_is_kept(phases_and_values):
     assert 'random_bits' in {e.primitive.name for e in phases.simulation}
 
 
-def test_what_is_had_later_is_cheap(float64):
+def test_what_is_finished_later_is_cheap(float64):
     """Products are made of all steps at once, what is cheap in an output a step at a time."""
     def step(x, h, W):
         y = jnp.cos(x) * h
@@ -177,7 +177,7 @@ def test_effects_stay_in_the_loop():
     assert heard == [2.]
 
 
-def test_what_is_wanted_promptly_comes_from_the_loop(float64):
+def test_what_is_needed_in_the_loop_comes_from_it(float64):
     """Also what is expensive in it, which its recomputation then does not make again."""
     def step(x, h, W):
         y = jnp.sin(x @ W)

@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The loop over time keeps the least from which the rest can be had, and the rest is the same."""
+"""Residuals are a minimum cut, and what is recomputed from them is the same."""
 
 import itertools
 

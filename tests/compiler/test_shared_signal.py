@@ -16,7 +16,7 @@ AHEAD = (0,)
 
 
 def late(h, e, W):
-    """What is only had in the recomputation: a product with the error."""
+    """What is only known in the recomputation: a product with the error."""
     return jnp.tanh(h @ W + e) @ W.T
 
 

@@ -125,7 +125,7 @@ def test_steps_in_a_loop_update_the_trace_in_place(proof):
 
 @pytest.mark.parametrize('rule', KERNEL)
 def test_a_loop_written_by_hand_shares_launches(rule, proof):
-    """What a turn launches beside its steps, and stores of them, five steps share."""
+    """Five steps share the launches and the stores of an iteration."""
     brainstate.environ.set(dt=1. * u.ms)
     launches = {}
     for who in ('upstream', 'traceops'):
@@ -136,7 +136,7 @@ def test_a_loop_written_by_hand_shares_launches(rule, proof):
         launches[who] = programs.read(program, 'h100').total.launches
     proof(f'a loop by hand, {rule} lif', 'h100', ', '.join(
         f'{who} {n} launches' for who, n in launches.items()))
-    assert launches['traceops'] < .6 * launches['upstream']         # a step a turn: as many
+    assert launches['traceops'] < .6 * launches['upstream']         # a step an iteration: as many
 
 
 def test_a_step_of_one_state_is_upstreams():
@@ -158,6 +158,6 @@ def test_the_report_of_a_case(proof):
     assert ours.written == 8 * 4 * 64 * 4 + 4 * 64 * 4 + 4         # no filter: one element unused
     trace = 4 * (case.n_in + 64) * 64 * 4
     assert found['free'].total.bytes < 8 * 2 * trace < found['upstream'].total.bytes
-    assert found['free'].total.launches < found['forward'].total.launches   # five steps a turn
+    assert found['free'].total.launches < found['forward'].total.launches   # five an iteration
     proof('traceops programs, small LIF', 'h100', ', '.join(
         f'{who} {p.total.launches} launches' for who, p in found.items()))

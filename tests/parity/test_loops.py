@@ -265,8 +265,8 @@ def twice(task):
 @pytest.mark.parametrize('asked, turns', [(1, [{'1'}, {'5'}]), (2, [{'2'}] * 2),
                                           (True, [{'12'}] * 2)])
 @pytest.mark.parametrize('rule', BOTH)
-def test_turns_of_several_steps(float64, rule, asked, turns):
-    """The form for GPUs: five steps a turn, where the loop does not say how many."""
+def test_iterations_of_several_steps(float64, rule, asked, turns):
+    """The form for GPUs: five steps an iteration, where the loop does not say how many."""
     program = []
 
     def loop(task):

@@ -85,9 +85,9 @@ def test_all_steps_at_once(float64, name, rule, vmap):
 
 
 @pytest.mark.parametrize('rule, steps', [('d_rtrl', 12), ('es', 10)])
-def test_turns_of_several_steps(float64, rule, steps):
-    """There the loops over time take five steps a turn, and those left over after it; that of a
-    readout all of them.
+def test_iterations_of_several_steps(float64, rule, steps):
+    """There the loops over time take five steps an iteration, and the remaining ones after it; the
+    loop of a readout takes all of them.
     """
     loops = {}
     for two_phase in (False, True):

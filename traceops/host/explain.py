@@ -251,7 +251,7 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
     try:
         return ops.why('es_trace_window' if factorised else 'adjoint_window', *operands,
                        backend=inner.traceops_settings.backend, **params)
-    except ops.BackendError as err:     # named, and not to be had: the call will say so too
+    except ops.BackendError as err:     # named and not available: the call will raise too
         return ops.Decision('none', str(err))
 
 

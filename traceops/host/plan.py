@@ -24,8 +24,8 @@ SHORT, SHORT_OF_MORE, SMALL = 8, 4, 2 ** 16
 #: upstream takes them. Measured with one layer of LIF and GRU; of ALIF the window always is faster.
 SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
 
-#: Steps in a turn of a loop over time where launches are what costs (`traceops programs` counts
-#: them). Longer turns save few more, and move more bytes to store what they keep.
+#: Steps in an iteration of a loop over time where launches dominate (`traceops programs` counts
+#: them). Longer iterations save few more, and move more bytes to store residuals.
 UNROLL = 5
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.

@@ -84,7 +84,7 @@ class Rule(abc.ABC):
 
     @property
     def in_loop(self) -> tuple[Any, ...]:
-        """Of the tape, what is had in the loop that simulates: what is digested there."""
+        """The states of the tape that are digested inside the loop that simulates."""
         return self.learner._recorder.tape if self.folds and not self.backward else ()
 
     @property

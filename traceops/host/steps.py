@@ -166,7 +166,7 @@ class Steps:
             found = [why('d_trace_window', *structs, gradient='none',
                          backend=self.learner.traceops_settings.backend)
                      for view in self._with_kernels for structs in self._structs(view)]
-        except choice.BackendError as err:      # named, and not to be had: the step will say so too
+        except choice.BackendError as err:      # named and not available: the step will raise too
             return str(err)
         left = [d.reason for d in found if d.backend != 'triton']
         return (f"upstream's program: {left[0]}" if left else

@@ -304,7 +304,7 @@ class Analysis:
         if not any(v in self.uses or v in self.results for n in grads for v in n.outputs):
             raise _Refused('no gradient is taken in the loop')
         if len(updates) != 1:
-            raise _Refused(f'it steps {len(updates)} times in one turn of the loop')
+            raise _Refused(f'it steps {len(updates)} times in one iteration of the loop')
         update = updates[0]
         if len(update.params['lanes']) > 1 or any(
                 len(n.params['lanes']) != len(update.params['lanes']) for n in grads):

@@ -63,7 +63,7 @@ class DeferredLoop:
     blocks : bool
         Whether products with large weights are taken in column blocks.
     unroll : int
-        Steps in a turn, where the loop does not ask for more than one.
+        Steps in an iteration, where the loop does not set more than one.
     """
 
     def __init__(self, original: Callable[..., Any], loop: TracedLoop, analysis: Analysis,
