@@ -97,6 +97,8 @@ def cases(T: int = 50, B: int = 32, N: int = 256) -> Iterator[OperationCase]:
                             (e, x, f, D[0], L[0]))
         yield OperationCase(f'd_trace_update S={S}', 'd_trace_window', ops.d_trace_update,
                             (e, x[0], f[0], D[0], L[0]))
+    yield OperationCase('simulate_window LIF', 'simulate_window', _lif,
+                        (draw(B, N), draw(T, B, N), draw(N, N) * np.float32(N ** -.5)))
     spikes = (rng.random((T, B, N)) < 0.2).astype(np.float32)
     for precision in ops.PRECISIONS:
         yield OperationCase(f'trace_gradient {precision}', 'trace_gradient',
@@ -118,6 +120,16 @@ def _es_window(L: Any, D: Any, f: Any, g: Any, correction: Any, backend: str) ->
 def _es_update(L: Any, D: Any, f: Any, g: Any, x: Any, a: Any, backend: str) -> Any:
     return ops.es_trace_update(L, D, f, g, decay_f=.9, decay_x=.9, inputs=x, input_carry=a,
                                backend=backend)
+
+
+def _lif(first: Any, inputs: Any, weights: Any, backend: str) -> Any:
+    """Spikes that are few: the threshold is far from the inputs."""
+    def step(constants: Any, slices: Any, states: Any) -> Any:
+        (W,), (x,), (V,) = constants, slices, states
+        spikes = (V >= 2.).astype(V.dtype)
+        V = .9 * (V - spikes) + .5 * x + spikes @ W
+        return [V], [V]
+    return ops.simulate_window(step, [weights], [inputs], [first], backend=backend)
 
 
 def _product(x: Any, delta: Any) -> Any:

@@ -7,6 +7,8 @@ before it starts.
 """
 
 import dataclasses
+import importlib
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 
 from tests.ops import oracle, suites
+from tests.ops.steps import operands_of
 from traceops import ops
 from traceops.kernels.d_trace_window import launch as d_launch
+from traceops.kernels.simulate_window import launch, text
 from traceops.kernels.trace_gradient import launch as product_launch
 from traceops.ops import choice, interpreter, verify
 from traceops.ops.primitive import OPERATIONS
+from traceops.ops.simulate_window import SIMULATE_WINDOW
 
 
 class TestAdjointWindow(suites.AdjointWindowSuite):
@@ -124,6 +129,48 @@ class TestTraceGradient(suites.TraceGradientSuite):
 
 class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
     backend = 'triton'
+
+
+class TestSimulateWindow(suites.SimulateWindowSuite):
+    backend = 'triton'
+
+    def test_a_weight_that_is_infinite_is_met_when_its_neuron_fires(self):
+        """Where it does not, the loop has a NaN (zero times infinity) and a list of events none."""
+        step, (W, *others), slices, states = operands_of('lif', rate='none')
+        W = W.at[12 + 3, 5].set(np.inf)
+        _, kept = self.run(step, [W, *others], slices, states)
+        assert np.isfinite(np.asarray(kept[0])).all()
+        fires = [a.at[:, 3].set(9.) for a in states]
+        _, kept = self.run(step, [W, others[0], others[1].at[3].set(8.)], slices, fires)
+        bad = ~np.isfinite(np.asarray(kept[0]))
+        assert bad[:, :, 5].all() and not np.delete(bad, 5, 2).any()
+
+
+@pytest.mark.parametrize('name', ['alif', 'refractory', 'gru'])
+@pytest.mark.parametrize('wrong', [False, True])
+def test_each_text_is_tried_before_it_is_used(name, wrong, monkeypatch, proof):
+    """And one that is wrong is seen."""
+    verify.forget()
+    simulation = ops.Simulation(*operands_of(name, N=33))
+    if wrong:
+        source = launch.kernel_of(simulation.step)[1].source
+        broken = source.replace('0.0625 *', '0.0626 *').replace('0.125 *', '0.126 *').replace(
+            '1.0 - v', '1.001 - v')
+        assert broken != source
+        monkeypatch.setitem(text.TEXTS, launch.name(simulation.step), broken)
+        kernels = importlib.import_module('traceops.kernels.simulate_window.triton')
+        monkeypatch.setattr(kernels, '_functions', {})
+    here = choice.current_place()
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter('always')
+        found = choice.decide(SIMULATE_WINDOW, simulation.operands, {'step': simulation.step},
+                              'auto', here)
+    verify.forget()
+    if wrong:
+        assert found.backend == 'jax' and 'differs from the reference' in found.reason
+    else:
+        assert found.backend == 'triton' and 'checked on this device' in found.reason
+        proof(f'a step of {name}', 'interpreter', found.reason)
 
 
 @pytest.mark.parametrize('precision', ops.PRECISIONS)

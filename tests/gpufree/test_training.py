@@ -61,9 +61,39 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
           f'{memory / 1e6:.1f} MB, the records {T * step / 1e6:.1f} MB')
     products = kernel_calls(compiled, 'etp_trace_gradient')
     assert len(kernel_calls(compiled, KERNEL[rule])) == LAUNCHES.get((rule, net), 2)
-    assert len(kernels) == len(kernel_calls(compiled, KERNEL[rule])) + len(products)
+    simulations = kernel_calls(compiled, 'etp_simulate_window')
+    assert len(simulations) == (net != 'gru')       # whose weights are too many for one program
+    assert len(kernels) == len(kernel_calls(compiled, KERNEL[rule])) + len(products) + len(
+        simulations)
     assert products                         # of a readout of ten outputs it is left to XLA
     assert memory < 2 * T * step
+
+
+#: (net, rule, neurons, lanes, whether a trace is carried): launches of a training call of 50 steps.
+BARS = {('lif', 'ES_D_RTRL', 128, False, True): 45, ('two-alif', 'ES_D_RTRL', 128, True, True): 70,
+        ('lif', 'D_RTRL', 1024, False, False): 45, ('lif', 'D_RTRL', 1024, False, True): 50,
+        ('alif', 'D_RTRL', 1024, False, False): 48, ('alif', 'D_RTRL', 1024, False, True): 55,
+        ('gru', 'D_RTRL', 128, False, False): 40, ('lstm', 'D_RTRL', 64, False, False): 45}
+_QUICK = ('lif', 'D_RTRL', 1024, False, True), ('gru', 'D_RTRL', 128, False, False)
+
+
+@pytest.mark.parametrize('bar', [pytest.param(
+    bar, id='-'.join(map(str, bar)), marks=[] if bar in _QUICK else pytest.mark.slow)
+    for bar in BARS])
+def test_a_window_is_simulated_in_one_launch(bar, proof):
+    """And the whole training call is a few dozen."""
+    net, rule, n, vmap, carried = bar
+    brainstate.environ.set(dt=1. * u.ms)
+    training = of_case(Case('one', net, rule, n, None, steps=50, batch=32, vmap=vmap, n_in=256))
+    form = FORM if carried else {**FORM, 'carry_trace': False}
+    compiled = programs.compile_stateful('h100', online(training, traceops.compile, **form),
+                                         training.inputs, training.targets)
+    found = programs.read(compiled, 'h100')
+    (simulation,) = (k for k in found.kernels if 'etp_simulate_window' in k.source)
+    assert simulation.times == 1
+    assert found.total.launches <= BARS[bar]
+    proof(f'{rule} {net} {n}{", vmap" * vmap}{", carried" * carried}', 'h100',
+          f'{found.total.launches} launches, at most {BARS[bar]}')
 
 
 @calls(('lif', 'alif'), quick=[('alif', 'D_RTRL', False), ('lif', 'ES_D_RTRL', True)])

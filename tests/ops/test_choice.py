@@ -135,7 +135,8 @@ def test_it_can_be_asked_why(operands):
 def test_the_report():
     found = ops.report()
     rows = {row.name: row for row in found.rows}
-    assert set(rows) == {'adjoint_window', 'es_trace_window', 'd_trace_window', 'trace_gradient'}
+    assert set(rows) == {'adjoint_window', 'es_trace_window', 'd_trace_window', 'trace_gradient',
+                         'simulate_window'}
     assert {row.backend for row in rows.values()} == {'jax'}
     assert rows['adjoint_window'].on_gpu == 'triton'
     assert rows['trace_gradient'].on_gpu == 'triton'

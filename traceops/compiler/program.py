@@ -73,6 +73,9 @@ class StepProgram:
         Types of the carried states, as they enter the first step and as they leave the last.
     types : dict
         Types of what the step returns, in its structure; of ``'sum'`` as one step adds it.
+    simulate : callable, optional
+        ``(step, constants, slices, states, unroll) -> (states, kept)``, lists: runs the loop that
+        only simulates. Without it, ``jax.lax.scan`` does.
     """
 
     phases: StepPartition
@@ -90,6 +93,7 @@ class StepProgram:
     before: tuple[Any, ...]
     after: tuple[Any, ...]
     types: dict[str, Any]
+    simulate: Callable[..., Any] | None = None
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
@@ -163,6 +167,18 @@ class StepProgram:
                    ) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, residuals, carry and results of a forward fold)``."""
         blocks = self.phases.blocks(constant)
+        if self.simulate is not None and fold is None:
+            slices = jax.tree.leaves(xs)
+
+            def alone(constant: Any, now: Any, core: Any) -> Any:
+                again = None if impure is None else now[len(slices):]
+                new, _, residuals = self.phases.simulate(
+                    constant, now[:len(slices)], core, {}, again)
+                return new, residuals
+
+            core, residuals = self.simulate(
+                alone, constant, [*slices, *(impure or ())], core, self.phases.unroll)
+            return core, residuals, None, None
 
         def step(full: Any, given: Any) -> Any:
             (core, carry), (x, impure) = full, given
@@ -231,7 +247,8 @@ def _like(new: Any, old: Any) -> Any:
 def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
-               blocks: bool = False, unroll: int = 1) -> StepProgram:
+               blocks: bool = False, unroll: int = 1,
+               simulate: Callable[..., Any] | None = None) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -255,6 +272,8 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     unroll : int
         Steps in an iteration of the loop, and of the loops of downstream states (for a GPU, where
         an iteration has launches of its own and stores the values of all its steps together).
+    simulate : callable, optional
+        As in :class:`StepProgram`.
     """
     slices = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a),
@@ -307,7 +326,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
         ahead_bytes=_bytes(phases.recorded),
         before=tuple(traced.before[i] for i in carried),
-        after=tuple(traced.after[i] for i in carried), types=types)
+        after=tuple(traced.after[i] for i in carried), types=types, simulate=simulate)
 
 
 def _check_effects(jaxpr: Any) -> None:

@@ -19,7 +19,14 @@ from traceops.compiler.types import CarryTypeError, typed
 from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import at_once, form_of_loops, why_short, why_small
+from traceops.host.plan import (
+    Simulator,
+    at_once,
+    form_of_loops,
+    simulator_of,
+    why_short,
+    why_small,
+)
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -95,6 +102,7 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> 
         with _recording(learner):
             program = trace_step(
                 step, xs, tape=learner._recorder.tape, counter=learner.running_index, **states,
+                simulate=simulator_of(learner.traceops_settings),
                 **form_of_loops(learner.traceops_settings))
     except (UnknownEffectError, CarryTypeError) as err:
         return str(err)
@@ -106,7 +114,8 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> 
 def _said(program: StepProgram, K: int, twice: bool = False) -> str:
     """What ``explain`` says of a call in windows."""
     length = f'{K} steps per window' + ', each simulated twice' * twice
-    return '; '.join([length, *describe(len(program.phases.block_products))])
+    said = program.simulate.describe() if isinstance(program.simulate, Simulator) else []
+    return '; '.join([length, *describe(len(program.phases.block_products)), *said])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,

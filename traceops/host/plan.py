@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 
+from traceops import ops
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan', 'at_once',
-           'form_of_loops', 'make_plan', 'why_short', 'why_small']
+__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan', 'Simulator',
+           'at_once',
+           'form_of_loops', 'make_plan', 'simulator_of', 'why_short',
+           'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
 #: state a position, and of more), and bytes of weights above which it is for two steps; for one it
@@ -63,6 +66,28 @@ def form_of_loops(settings: Any) -> dict[str, Any]:
     """What :func:`~traceops.compiler.program.trace_step` is told of the loops over time."""
     together = at_once(settings)
     return {'blocks': not together, 'unroll': UNROLL if together else 1}
+
+
+def simulator_of(settings: Any) -> Simulator | None:
+    """What runs the loops that only simulate, where steps are in two phases."""
+    return Simulator(settings) if at_once(settings) else None
+
+
+class Simulator:
+    """Runs the loops that only simulate, and can tell how."""
+
+    def __init__(self, settings: Any) -> None:
+        self.backend = settings.backend
+        self.last: ops.Simulation | None = None
+
+    def __call__(self, step: Any, constants: Any, slices: Any, states: Any, unroll: int) -> Any:
+        self.last = ops.Simulation(step, constants, slices, states, unroll=unroll,
+                                   spike=upstream.SPIKE, backend=self.backend)
+        return self.last.run()
+
+    def describe(self) -> list[str]:
+        """What ``explain`` says of the simulation of a window."""
+        return [] if self.last is None else [f"the window's simulation: {self.last}"]
 
 
 def why_short(learner: Any, lanes: bool, steps: int) -> str | None:

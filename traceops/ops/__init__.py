@@ -11,10 +11,12 @@ from traceops.ops.choice import BackendError, BackendWarning, Decision
 from traceops.ops.d_trace_window import d_trace_start, d_trace_update, d_trace_window
 from traceops.ops.es_trace_window import es_trace_update, es_trace_window
 from traceops.ops.report import OperationReport, Report, report, why
+from traceops.ops.simulate_window import Simulation, simulate_window
 from traceops.ops.trace_gradient import PRECISIONS, trace_gradient
 
 __all__ = [
     'PRECISIONS', 'BackendError', 'BackendWarning', 'Decision', 'OperationReport', 'Report',
-    'adjoint_window', 'd_trace_start', 'd_trace_update', 'd_trace_window', 'es_trace_update',
-    'es_trace_window', 'leaving_window', 'report', 'trace_gradient', 'why',
+    'Simulation', 'adjoint_window', 'd_trace_start', 'd_trace_update', 'd_trace_window',
+    'es_trace_update', 'es_trace_window', 'leaving_window', 'report', 'simulate_window',
+    'trace_gradient', 'why',
 ]

@@ -182,7 +182,9 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
         return Decision('jax', call)
     if call.rather:
         return Decision('jax', call.rather)
-    verdict = verify.verdict(operation, where)
+    if where.devices > 1 and operation.shared:
+        return Decision('jax', operation.shared)
+    verdict = verify.verdict(operation, where, operands, params)
     if verdict.passed is False:
         _warn(operation, where, verdict.detail)
         return Decision('jax', f'the kernel did not pass its check: {verdict.detail}')
@@ -210,14 +212,16 @@ def runner(operation: Any, params: dict[str, Any], where: Place) -> Callable[...
     return interpreter.runner(operation, params, where)
 
 
-def failed(operation: Any, request: str, where: Place, err: Exception) -> None:
+def failed(operation: Any, request: str, where: Place, err: Exception,
+           params: dict[str, Any]) -> None:
     """A kernel did not compile: raise for a named backend, else remember and warn."""
     detail = f'{type(err).__name__}: {str(err).strip().splitlines()[0] if str(err) else ""}'
     if request == 'triton':
         raise BackendError(f"{operation.name}: backend='triton' was asked for, and the kernel "
                            f"does not compile for {where.kind}: {detail}. Call "
                            f"{operation.name}(..., backend='jax').") from err
-    verify.remember(operation, where, verify.Verdict(False, f'it does not compile: {detail}'))
+    verify.remember(operation, where, verify.Verdict(False, f'it does not compile: {detail}'),
+                    params)
     _warn(operation, where, detail)
 
 

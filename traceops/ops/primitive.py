@@ -79,6 +79,14 @@ class Operation:
     addend : int, optional
         Operand, the last, that is only added to the first result and may be left out. Where
         devices share a sum, it enters after theirs.
+    shared : str
+        Why the automatic choice leaves a call that several devices share to XLA; empty where it
+        does not.
+    variant : callable, optional
+        ``(**params) -> str``: which of several kernels it is, each of which is tried before use.
+    trial : callable, optional
+        ``(operation, operands, params, device) -> (whether a kernel is right, what was found)``,
+        instead of a comparison on the ``cases``.
     """
 
     name: str
@@ -91,6 +99,9 @@ class Operation:
     cases: Callable[[], Sequence[tuple[tuple[Any, ...], Params]]]
     cpu: Callable[..., tuple[Any, ...]] | None = None
     addend: int | None = None
+    shared: str = ''
+    variant: Callable[..., str] | None = None
+    trial: Callable[..., tuple[bool, str]] | None = None
 
     @functools.cached_property
     def primitive(self) -> Primitive:
@@ -190,7 +201,8 @@ def _lowering(operation: Operation, platform: str | None) -> Callable[..., Any]:
         try:
             return mlir.lower_fun(kernel, multiple_results=True)(ctx, *operands)
         except Exception as err:
-            choice.failed(operation, request, where, err)   # raises for a named backend
+            # raises for a named backend
+            choice.failed(operation, request, where, err, params)
             return mlir.lower_fun(reference, multiple_results=True)(ctx, *operands)
     return rule
 

@@ -67,8 +67,8 @@ def why(operation: str, *operands: Any, backend: str | None = None,
     Parameters
     ----------
     operation : str
-        ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'`` or
-        ``'trace_gradient'``.
+        ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'``,
+        ``'trace_gradient'`` or ``'simulate_window'``.
     *operands : array or jax.ShapeDtypeStruct
         In the order of the primitive; without any, an example stands in.
     backend : str, optional
@@ -130,5 +130,6 @@ def _on_gpu(op: Any, operands: Any, params: Any, here: choice.Place,
 
 def _check_of(op: Any) -> str:
     found = [f'{kind}: {"passed" if v.passed else "FAILED"}, {v.detail}'
-             for (name, _, kind), v in verify.verdicts().items() if name == op.name]
+             for (name, _, kind), v in verify.verdicts().items()
+             if name.split('.')[0] == op.name]
     return '; '.join(found) or 'not run'

@@ -8,8 +8,9 @@ from tests.ops.suites.products import (
     TraceGradientBySampleSuite,
     TraceGradientSuite,
 )
+from tests.ops.suites.simulations import SimulateWindowSuite
 from tests.ops.suites.windows import AdjointWindowSuite, EsTraceWindowSuite, LeavingWindowSuite
 
 __all__ = ['AdjointWindowSuite', 'DTraceWindowSuite', 'EsTraceWindowSuite', 'LeavingWindowSuite',
-           'Suite', 'TraceGradientBySampleSuite', 'TraceGradientSuite', 'close', 'draw', 'parts',
-           'rows', 'spikes']
+           'SimulateWindowSuite', 'Suite', 'TraceGradientBySampleSuite', 'TraceGradientSuite',
+           'close', 'draw', 'parts', 'rows', 'spikes']
