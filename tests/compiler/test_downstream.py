@@ -151,4 +151,4 @@ def test_the_states_are_the_same(float64, step, unroll):
         np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
     np.testing.assert_allclose(recompute.stacked[0], jnp.stack(before), rtol=1e-10)
     np.testing.assert_array_equal(recalled.stacked[0], recompute.stacked[0])
-    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})] == [(N,), (N,)]
+    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})[0]] == [(N,), (N,)]
