@@ -28,7 +28,7 @@ TABLE = pathlib.Path(__file__).parents[2] / 'kernels/RESOURCES.md'
 #: for. Registers and threads are the same for all.
 SHARED = {80: (167936, 166912), 90: (233472, 232448), 100: (233472, 232448)}
 REGISTERS, THREADS = 65536, 2048
-_TYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16'}
+_TYPES = {'float32': '*fp32', 'bfloat16': '*bf16', 'float16': '*fp16', 'int32': '*i32'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,14 @@ def _product_cases():
                    (('precision', precision), ('by_sample', True)))
 
 
-CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases()]
+def _sparse_cases():
+    for g, by_sample in itertools.product(GENERATIONS, (False, True)):
+        yield Case(g, 'sparse_trace_gradient', 'by sample' if by_sample else 'whole batch',
+                   (*(((50, 32, 1024), jnp.float32),) * 2, *(((10 ** 5,), jnp.int32),) * 2),
+                   (('by_sample', by_sample),))
+
+
+CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases(), *_sparse_cases()]
 
 
 def compile_case(case):

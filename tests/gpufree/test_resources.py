@@ -13,6 +13,7 @@ from tests.gpufree import resources
 from traceops.kernels.adjoint_window import launch as adjoint_launch
 from traceops.kernels.d_trace_window import launch as d_launch
 from traceops.kernels.es_trace_window import launch as es_launch
+from traceops.kernels.sparse_trace_gradient import launch as sparse_launch
 from traceops.kernels.trace_gradient import launch as product_launch
 
 
@@ -56,7 +57,8 @@ def test_every_entry_of_the_tables_is_tried():
     used = {(case.operation, case.generation, case.call()[1].tile) for case in resources.CASES}
     for operation, table in (('adjoint_window', adjoint_launch.TABLE), (
             'es_trace_window', es_launch.TABLE), ('d_trace_window', d_launch.TABLE), (
-            'trace_gradient', product_launch.TABLE)):
+            'trace_gradient', product_launch.TABLE), (
+            'sparse_trace_gradient', sparse_launch.TABLE)):
         assert {(operation, key[0], tile) for key, tile in table.items()} <= used
     assert {case.name for case in resources.CASES} == set(resources.read_table())
 

@@ -66,8 +66,8 @@ def test_gradients_that_are_summed_over_spikes(monkeypatch):
      'upstream', 'multi-step'),
     (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, trace_dtype='bfloat16'),
      'upstream', 'rounds the trace'),
-    (lambda: start(traceops.compile, NETS['sparse'], 'd_rtrl', 3), 'window', 'no closed form'),
-], ids=['upstream', 'shared-axis', 'multi-step', 'trace_dtype', 'sparse'])
+    (lambda: start(traceops.compile, NETS['lora'], 'd_rtrl', 3), 'window', 'no closed form'),
+], ids=['upstream', 'shared-axis', 'multi-step', 'trace_dtype', 'lora'])
 def test_every_refusal_has_a_reason(make, engine, reason):
     row = traceops.explain(make().learner).rows[0]
     assert row.engine == engine and reason in row.reason

@@ -136,7 +136,7 @@ def test_the_report():
     found = ops.report()
     rows = {row.name: row for row in found.rows}
     assert set(rows) == {'adjoint_window', 'es_trace_window', 'd_trace_window', 'trace_gradient',
-                         'simulate_window'}
+                         'simulate_window', 'sparse_trace_gradient'}
     assert {row.backend for row in rows.values()} == {'jax'}
     assert rows['adjoint_window'].on_gpu == 'triton'
     assert rows['trace_gradient'].on_gpu == 'triton'

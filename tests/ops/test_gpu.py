@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels on a GPU, where there is one: the suites of the reference."""
 
+import inspect
+
 import jax
 import pytest
 
@@ -49,6 +51,10 @@ class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
     backend = 'triton'
 
 
+class TestSparseTraceGradient(suites.SparseTraceGradientSuite):
+    backend = 'triton'
+
+
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_the_kernel_passes_its_check_and_is_chosen(name):
     verify.forget()
@@ -61,9 +67,10 @@ def test_a_large_case_on_the_automatic_choice(name):
     """As many positions as fill the device: the kernel and the reference agree."""
     suite = {'adjoint_window': suites.AdjointWindowSuite, 'es_trace_window':
              suites.EsTraceWindowSuite, 'd_trace_window': suites.DTraceWindowSuite,
-             'trace_gradient': suites.TraceGradientSuite}[name]()
-    sizes = dict(B=16, I=1000, O=1023) if name in ('d_trace_window', 'trace_gradient') else dict(
-        place=(32, 4096))
+             'trace_gradient': suites.TraceGradientSuite,
+             'sparse_trace_gradient': suites.SparseTraceGradientSuite}[name]()
+    of_positions = 'place' in inspect.signature(suite.operands).parameters
+    sizes = dict(place=(32, 4096)) if of_positions else dict(B=16, I=1000, O=1023)
     operands = suite.operands(**sizes)
     suites.close(jax.jit(suite.call)(*operands),
                  suite.call(*operands, backend='jax'), 1e-5)

@@ -217,8 +217,8 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -
     x_shape = tuple(rel.x_var.aval.shape) if view.has_input else ()
     full = upstream.trace_bytes(inner, rel, group)
     carried = not is_fast(inner) or inner._carries_trace
-    if engine == 'window' and not factorised and carried and upstream.chunk_rule(
-            rel, inner.fast_solve) is None:
+    if engine == 'window' and not factorised and carried and not view.is_sparse and (
+            upstream.chunk_rule(rel, inner.fast_solve) is None):
         reason = (f'{rel.primitive.name}: upstream has no closed form of its trace over a window, '
                   f'so the carried trace takes a pass a step; carry_trace=False needs none')
     backend = 'upstream'

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from traceops.compiler.spikes import has_spikes
 from traceops.engine.weight_vjp import input_dependent, weight_vjp
 from traceops.host import upstream
+from traceops.host.sparse import has_synapses, sparse_gradient
 
 __all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
            'stack_states', 'weight_bytes']
@@ -55,6 +56,13 @@ class RelationView:
             return False
         x_shape = relation.x_var.aval.shape         # an embedding's index under vmap has none
         return relation.trainable_vars['weight'].aval.shape == (*x_shape[-1:], *self.y_shape[-1:])
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the trace is that of the synapses of a sparse weight, one value each."""
+        weight = self.relation.trainable_vars.get('weight')
+        return (has_synapses(self.relation) and weight.aval.ndim == 1
+                and weight.aval.size == upstream.sparse_matrix(self.relation).indices.size)
 
     @property
     def of_events(self) -> bool:
@@ -103,6 +111,8 @@ class RelationView:
                  backend: str | None = None, events: bool = False) -> dict[str, Any]:
         """``vjp_W(op)(x_{1..T}, cotangent_{1..T})``: ``{operand name: gradient}``."""
         weights = upstream.weights_of(self.relation, weight_vals)
+        if has_synapses(self.relation):
+            return sparse_gradient(self.relation, weights, x, cotangent, backend)
         x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
         return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision,
                           backend, events)

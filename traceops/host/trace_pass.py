@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, whole, with_every_step
+from traceops.host.sparse import Synapses, slope
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
 __all__ = ['TracePass', 'pair_dense']
@@ -41,7 +43,8 @@ class TracePass:
         self.keys = learner._recorder.keys
         #: Relations whose op has no closed form upstream.
         self.stepped = [v for v in views
-                        if upstream.chunk_rule(v.relation, learner.fast_solve) is None]
+                        if not v.is_sparse
+                        and upstream.chunk_rule(v.relation, learner.fast_solve) is None]
         self.closed = [v for v in views if v not in self.stepped]
 
     @property
@@ -90,7 +93,9 @@ class TracePass:
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
-                    update = self.dense if view.is_dense else self._by_rule
+                    update = (self.dense if view.is_dense else
+                              functools.partial(self._sparse, weight_vals) if view.is_sparse
+                              else self._by_rule)
                     like = states[key].value
                     e, named = update(view, like, x, (p, total), transition, old, signal)
                     if kappa is not None and carry:
@@ -103,7 +108,8 @@ class TracePass:
             self._step(self.stepped, carry, record, weight_vals, new)
         for name in paired:
             rest = [v for v in self.views
-                    if v in self.stepped or name != 'trace' or not v.is_dense]
+                    if v in self.stepped or name != 'trace'
+                    or not (v.is_dense or v.is_sparse)]
             self._pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 
@@ -134,6 +140,31 @@ class TracePass:
             named['bias'] = (L * b).sum((0, -1))
         new = {k: a.reshape(old[k].shape) for k, a in new.items()}
         return new, None if signal is None else named
+
+    def _sparse(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
+                transition: Any, old: Any, signal: Any,
+                ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Synapses (and the bias of their targets), samples and lanes as one batch."""
+        p, total = leaving
+        synapses, S = Synapses.of(view.relation), p.shape[-1]
+        p = p.reshape(p.shape[0], -1, synapses.outputs, S)
+        total = total.reshape(p.shape[1:])
+        new = {'weight': jnp.stack([
+            synapses.sampled(x, p[..., s], self.backend, by_sample=True) for s in range(S)], -1),
+            'bias': total}
+        weights = upstream.weights_of(view.relation, weight_vals)
+        new = {k: new[k] * slope(view.relation, weights, k)[..., None] for k in like}
+        named = None
+        if old is not None:
+            at = {'weight': (slice(None), synapses.ends), 'bias': ()}
+            M = transition.reshape(*p.shape[1:], S)
+            entering = {k: a.reshape(new[k].shape) for k, a in old.items()}
+            new = {k: a + sum(M[at[k]][..., j] * entering[k][..., j:j + 1] for j in range(S))
+                   for k, a in new.items()}
+            if signal is not None:
+                L = signal.reshape(p.shape[1:])
+                named = {k: (L[at[k]] * e).sum((0, -1)) for k, e in entering.items()}
+        return {k: a.reshape(like[k].shape) for k, a in new.items()}, named
 
     def _by_rule(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any,
                  old: Any, signal: Any) -> tuple[dict[str, Any], None]:

@@ -36,7 +36,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._op': (
         'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules',
         'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'is_batched_primitive',
-        'etp_elemwise_p'),
+        'etp_elemwise_p', 'etp_sp_mm_p', 'etp_sp_mv_p'),
+    'braintrace._op.sparse': ('_unwrap_sparse_mat',),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
     'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
     'braintrace._compiler.hidden_group': ('_transition_contains_while',),
@@ -72,6 +73,8 @@ _elementwise_p = _private(_op, 'etp_elemwise_p')
 _einsum_p = _private('braintrace._op.einsum', 'etp_einsum_p')
 _parse_einsum = _private('braintrace._op.einsum', 'parse_etp_einsum')
 _conv_p = _private(_op, 'etp_conv_p')
+_sparse_ps = _private(_op, 'etp_sp_mm_p'), _private(_op, 'etp_sp_mv_p')
+_unwrapped = _private('braintrace._op.sparse', '_unwrap_sparse_mat')
 _init_drtrl = _private(_op, 'ETP_RULES_INIT_DRTRL')
 _xy_to_dw = _private(_op, 'ETP_RULES_XY_TO_DW')
 _fast_path_rules = _private(_op, 'get_fast_path_rules')
@@ -120,6 +123,13 @@ def shared_axis(relation: Any) -> str | None:
     if relation.primitive is not _einsum_p:
         return None
     return _parse_einsum(relation.eqn_params['equation']).shared or None
+
+
+def sparse_matrix(relation: Any) -> Any:
+    """The matrix that holds the pattern of a sparse op; ``None`` for another op."""
+    if relation.primitive not in _sparse_ps:
+        return None
+    return _unwrapped(relation.eqn_params['sparse_mat'])
 
 
 def chunk_rule(relation: Any, fast_solve: bool) -> Callable[..., Any] | None:

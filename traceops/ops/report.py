@@ -68,7 +68,8 @@ def why(operation: str, *operands: Any, backend: str | None = None,
     ----------
     operation : str
         ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'``,
-        ``'trace_gradient'`` or ``'simulate_window'``.
+        ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'``, ``'trace_gradient'``,
+        ``'simulate_window'`` or ``'sparse_trace_gradient'``.
     *operands : array or jax.ShapeDtypeStruct
         In the order of the primitive; without any, an example stands in.
     backend : str, optional

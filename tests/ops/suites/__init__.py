@@ -5,6 +5,7 @@
 from tests.ops.suites.base import Suite, close, draw, parts, rows, spikes
 from tests.ops.suites.products import (
     DTraceWindowSuite,
+    SparseTraceGradientSuite,
     TraceGradientBySampleSuite,
     TraceGradientSuite,
 )
@@ -12,5 +13,6 @@ from tests.ops.suites.simulations import SimulateWindowSuite
 from tests.ops.suites.windows import AdjointWindowSuite, EsTraceWindowSuite, LeavingWindowSuite
 
 __all__ = ['AdjointWindowSuite', 'DTraceWindowSuite', 'EsTraceWindowSuite', 'LeavingWindowSuite',
-           'SimulateWindowSuite', 'Suite', 'TraceGradientBySampleSuite', 'TraceGradientSuite',
+           'SimulateWindowSuite', 'SparseTraceGradientSuite', 'Suite',
+           'TraceGradientBySampleSuite', 'TraceGradientSuite',
            'close', 'draw', 'parts', 'rows', 'spikes']

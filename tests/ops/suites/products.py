@@ -148,3 +148,43 @@ class TraceGradientBySampleSuite(TraceGradientSuite):
         want = oracle.d_trace_window(jnp.zeros((3, 5, 7, S)), x, factor,
                                      jnp.zeros((3, 7, S, S)), jnp.zeros((3, 7, S)))[0]
         close(ops.d_trace_start(x, factor, backend=self.backend), want, self.tolerance)
+
+
+class SparseTraceGradientSuite(Suite):
+    """``sparse_trace_gradient``; synapses are given, and some connect the same."""
+
+    by_sample = False
+
+    def operands(self, S=2, dtype=jnp.float32, T=3, B=4, I=5, O=7):  # noqa: E741
+        return [draw(1, T, B, I, dtype=dtype), draw(2, T, B, O, dtype=dtype)]
+
+    def pattern(self, x, delta, count=None):
+        I, O = x.shape[-1], delta.shape[-1]  # noqa: E741
+        rng = np.random.default_rng(7)
+        count = I * O // 2 + 1 if count is None else count
+        return (jnp.asarray(np.sort(rng.integers(0, I, count)), jnp.int32),
+                jnp.asarray(rng.integers(0, O, count), jnp.int32))
+
+    def call(self, *operands, backend=None, count=None):
+        return ops.sparse_trace_gradient(*operands, *self.pattern(*operands, count),
+                                         by_sample=self.by_sample, backend=backend)
+
+    def definition(self, *operands):
+        from traceops.kernels.sparse_trace_gradient.reference import sparse_trace_gradient
+        return sparse_trace_gradient(*operands, *self.pattern(*operands), self.by_sample)
+
+    def expected(self, *operands, count=None):
+        sources, targets = map(np.asarray, self.pattern(*operands, count))
+        return oracle.trace_gradient(*operands, by_sample=self.by_sample)[..., sources, targets]
+
+    @pytest.mark.parametrize('T, B, I, O, count', [
+        (1, 1, 1, 1, 1), (5, 3, 60, 63, None), (50, 8, 17, 100, 300), (4, 2, 90, 40, 9),
+        (3, 2, 30, 45, 3000)])
+    def test_matches_a_loop(self, T, B, I, O, count):  # noqa: E741
+        """Of most synapses there are, of few, and of more than there are places."""
+        operands = self.operands(T=T, B=B, I=I, O=O)
+        close(self.call(*operands, backend=self.backend, count=count),
+              self.expected(*operands, count=count), self.tolerance)
+
+    def test_no_synapse(self):
+        assert self.call(*self.operands(), backend=self.backend, count=0).shape[-1] == 0
