@@ -54,7 +54,7 @@ _PAIR = {'none': 0, 'entering': 1, 'leaving': 2}
 
 
 def plan(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
-         capability: int, gradient: str) -> KernelCall | str:
+         capability: int, gradient: str, in_place: bool = True) -> KernelCall | str:
     """The launch for these operands, or why there is none."""
     (B, I, O, S), T = trace.shape, inputs.shape[0]  # noqa: E741
     if factor.dtype != np.float32:
@@ -84,12 +84,13 @@ def plan(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
         return new, sums[0] if parts == 1 else sums.sum(0)
 
     return KernelCall(
-        kernel='d_trace_window.d_trace_window',
+        kernel=f'd_trace_window.d_trace_window{"" if in_place else "_two_pointers"}',
         outputs=((trace.shape, trace.dtype), sums),
         grid=(ceil_div(I, BI), ceil_div(O, BO), parts), scalars=(T, B),
         constants={'I': I, 'O': O, 'S': S, 'PART': part, 'PAIR': pair,
                    'PACKED': packed, 'BI': BI, 'BO': BO, 'BK': BK},
-        tile=tile, aliases={0: 0}, finish=finish, operations=operations, unit=unit,
+        tile=tile, aliases={0: 0} if in_place else {}, finish=finish, operations=operations,
+        unit=unit,
         rather=f"more than {_MOST} steps: the product takes longer than the pass over the trace, "
                f"and XLA's library makes it as well" if T > _MOST else '')
 

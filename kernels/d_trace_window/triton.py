@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of ``d_trace_window``: one pass over the trace, in place.
+"""Triton kernel of ``d_trace_window``: one pass over the trace, in place or not.
 
 A program owns a tile of inputs x outputs, walks its part of the batch, and keeps the tile's
 gradient in registers. The trace of a sample is read once and written once. What a window adds to
@@ -162,7 +162,7 @@ def _paired(total, signal, b, o, in_o, trace, O: tl.constexpr, S: tl.constexpr):
 
 
 @triton.jit
-def _pass(trace, inputs, factor, transition, signal, T, B, gradient, I: tl.constexpr,
+def _pass(trace, inputs, factor, transition, signal, T, B, leaving, gradient, I: tl.constexpr,
           O: tl.constexpr, S: tl.constexpr, PART: tl.constexpr, PAIR: tl.constexpr,
           PACKED: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
     i = tl.program_id(0) * BI + tl.arange(0, BI)
@@ -172,8 +172,8 @@ def _pass(trace, inputs, factor, transition, signal, T, B, gradient, I: tl.const
     in_i, in_o = i < I, o < O
     total = tl.zeros((BI, BO), tl.float32)
     for b in range(part * PART, min(part * PART + PART, B)):
-        tile = trace + tl.cast(b, tl.int64) * (I * O * S)
-        old = _load_tile(tile, i, first, I, O, S, PACKED, BI, BO)
+        sample = tl.cast(b, tl.int64) * (I * O * S)
+        old = _load_tile(trace + sample, i, first, I, O, S, PACKED, BI, BO)
         rows = load_rows(transition, b * O + o, in_o, S)
         spread = ()
         for k in tl.static_range(S * S):
@@ -187,7 +187,7 @@ def _pass(trace, inputs, factor, transition, signal, T, B, gradient, I: tl.const
             new = _at_once(new, inputs, factor, T, B, b, i, first, I, O, S, PACKED, BI, BO, BK)
         if PAIR == 2:
             total = _paired(total, signal, b, o, in_o, new, O, S)
-        _store_tile(tile, i, first, new, I, O, S, PACKED, BI, BO)
+        _store_tile(leaving + sample, i, first, new, I, O, S, PACKED, BI, BO)
     if PAIR > 0:
         live = in_i[:, None] & in_o[None, :]
         tl.store(gradient + tl.cast(part, tl.int64) * (I * O) + i[:, None] * O + o[None, :], total,
@@ -199,8 +199,8 @@ def d_trace_window(trace, inputs, factor, transition, signal, T, B, gradient,
                    I: tl.constexpr, O: tl.constexpr, S: tl.constexpr, PART: tl.constexpr,
                    PAIR: tl.constexpr, PACKED: tl.constexpr, BI: tl.constexpr, BO: tl.constexpr,
                    BK: tl.constexpr):
-    _pass(trace, inputs, factor, transition, signal, T, B, gradient, I, O, S, PART, PAIR, PACKED,
-          BI, BO, BK)
+    _pass(trace, inputs, factor, transition, signal, T, B, trace, gradient, I, O, S, PART, PAIR,
+          PACKED, BI, BO, BK)
 
 
 @triton.jit
@@ -208,6 +208,7 @@ def d_trace_window_two_pointers(trace, inputs, factor, transition, signal, T, B,
                                 gradient, I: tl.constexpr, O: tl.constexpr, S: tl.constexpr,
                                 PART: tl.constexpr, PAIR: tl.constexpr, PACKED: tl.constexpr,
                                 BI: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr):
-    """For jax-triton before 0.4, which passes the aliased output a second time."""
-    _pass(trace, inputs, factor, transition, signal, T, B, gradient, I, O, S, PART, PAIR, PACKED,
-          BI, BO, BK)
+    """Where the trace that leaves has memory of its own; and for jax-triton before 0.4, which
+    passes the aliased output a second time."""
+    _pass(trace, inputs, factor, transition, signal, T, B, leaving, gradient, I, O, S, PART, PAIR,
+          PACKED, BI, BO, BK)

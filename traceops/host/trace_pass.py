@@ -97,7 +97,11 @@ class TracePass:
                               functools.partial(self._sparse, weight_vals) if view.is_sparse
                               else self._by_rule)
                     like = states[key].value
-                    e, named = update(view, like, x, (p, total), transition, old, signal)
+                    # a trace that is the learner's own state is an argument of the program,
+                    # which has to stay; one that a loop over windows carries is overwritten
+                    owned = old is not None and any(old[k] is like[k] for k in like)
+                    e, named = update(view, like, x, (p, total), transition, old, signal,
+                                      in_place=not owned)
                     if kappa is not None and carry:
                         before = carry[name][key]
                         e = {k: a + kappa ** p.shape[0] * before[k] for k, a in e.items()}
@@ -114,10 +118,12 @@ class TracePass:
         return grads, new
 
     def dense(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any, old: Any,
-              signal: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+              signal: Any, in_place: bool = True,
+              ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         r"""Matrix weights (and their bias): one operation, samples and lanes as one batch.
 
-        ``leaving``: :math:`p_s = D_T \cdots D_{s+1} f_s` of every step, and their sum.
+        ``leaving``: :math:`p_s = D_T \cdots D_{s+1} f_s` of every step, and their sum;
+        ``in_place``: as :func:`~traceops.ops.d_trace_window` takes it.
         """
         p, total = leaving
         T, S = p.shape[0], p.shape[-1]
@@ -132,7 +138,7 @@ class TracePass:
         L = jnp.zeros_like(p[0]) if signal is None else signal.reshape(p.shape[1:])
         e, dW = d_trace_window(old['weight'].reshape(*x.shape[1:], *p.shape[2:]), x, p, M, L,
                                gradient='none' if signal is None else 'entering',
-                               backend=self.backend)
+                               in_place=in_place, backend=self.backend)
         new, named = {'weight': e}, {'weight': dW}
         if 'bias' in old:
             b = old['bias'].reshape(p.shape[1:])
@@ -167,7 +173,7 @@ class TracePass:
         return {k: a.reshape(like[k].shape) for k, a in new.items()}, named
 
     def _by_rule(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any,
-                 old: Any, signal: Any) -> tuple[dict[str, Any], None]:
+                 old: Any, signal: Any, in_place: bool = True) -> tuple[dict[str, Any], None]:
         """Through upstream's own closed form for the op.
 
         The products with the Jacobians are in ``p`` already, so its rule is called with

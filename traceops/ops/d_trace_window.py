@@ -27,7 +27,7 @@ _AXES = (('b', 'i', 'o', 's'), ('t', 'b', 'i'), ('t', 'b', 'o', 's'), ('b', 'o',
          ('b', 'o', 's'))
 
 
-def _axes(*operands: Any, gradient: str) -> Axes:
+def _axes(*operands: Any, gradient: str, in_place: bool = True) -> Axes:
     for argument, names, a in zip(_NAMES, _AXES, operands, strict=True):
         shape = f'[{", ".join(n[0].upper() for n in names)}]'
         ranked('d_trace_window', argument, a, shape, len(names))
@@ -39,12 +39,16 @@ def _axes(*operands: Any, gradient: str) -> Axes:
                 replicated=frozenset({'t', 's', 's2'}), summed=('b',))
 
 
-def _dtypes(trace: Any, *others: Any, gradient: str) -> list[Any]:
+def _dtypes(trace: Any, *others: Any, gradient: str, in_place: bool = True) -> list[Any]:
     floating('d_trace_window', ('trace',), (trace,))
     return [trace.dtype, same_dtype('d_trace_window', _NAMES[1:], others)]
 
 
-def _cpu(*operands: Any, gradient: str, alone: bool) -> Any:
+def _reference(*operands: Any, gradient: str, in_place: bool = True) -> Any:
+    return _definition(*operands, gradient)
+
+
+def _cpu(*operands: Any, gradient: str, in_place: bool = True, alone: bool) -> Any:
     return _on_cpu(*operands, gradient=gradient)
 
 
@@ -62,13 +66,13 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
                  for a, d, axis in zip(operands, dims, batch_axes, strict=True)]
         folded = [a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2:])
                   for a, axis in zip(lanes, batch_axes, strict=True)]
-        new, _ = bind(operation, *folded, backend=request, gradient='none')
+        new, _ = bind(operation, *folded, backend=request, **{**params, 'gradient': 'none'})
         new = new.reshape(lanes[0].shape)
         old, signal = lanes[0], lanes[4]
         new_dim: int | None = 0
     else:                                   # the trace is shared by the lanes, only L differs
         new, _ = bind(operation, *operands[:4], at_axis(operands[4], dims[4], 0, size)[0],
-                      backend=request, gradient='none')
+                      backend=request, **{**params, 'gradient': 'none'})
         new_dim, old = None, operands[0][None]
         signal = at_axis(operands[4], dims[4], 0, size)
     total: Any = jnp.zeros((size, *old.shape[2:4]), signal.dtype)
@@ -93,24 +97,26 @@ def _cases() -> list[Any]:
     rng = np.random.default_rng(2)
     draw = lambda *shape: np.float32(rng.standard_normal(shape))  # noqa: E731
     return [((draw(3, 17, 36, S), draw(T, 3, 17), draw(T, 3, 36, S), draw(3, 36, S, S),
-              draw(3, 36, S)), {'gradient': gradient})
-            for S, T, gradient in ((1, 4, 'entering'), (2, 1, 'leaving'), (2, 4, 'entering'))]
+              draw(3, 36, S)), {'gradient': gradient, 'in_place': in_place})
+            for S, T, gradient, in_place in ((1, 4, 'entering', True), (2, 1, 'leaving', True),
+                                             (2, 12, 'entering', False))]
 
 
 D_TRACE_WINDOW = define(Operation(
-    name='d_trace_window', arguments=lambda count, **_: _NAMES, reference=_definition, cpu=_cpu,
+    name='d_trace_window', arguments=lambda count, **_: _NAMES, reference=_reference, cpu=_cpu,
     axes=_axes, dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
 
 
 def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal: Any, *,
-                   gradient: str = 'entering', backend: str | None = None) -> tuple[Any, Any]:
+                   gradient: str = 'entering', in_place: bool = True,
+                   backend: str | None = None) -> tuple[Any, Any]:
     r"""One pass over the D-RTRL trace for a window, with the gradient that it contributes.
 
     Parameters
     ----------
     trace : array, ``[B, I, O, S]``
         :math:`e`, in float32, float64, or stored in bfloat16 or float16 (the arithmetic is
-        that of the other operands). On a GPU it is overwritten where nothing else needs it.
+        that of the other operands).
     inputs : array, ``[T, B, I]``
         :math:`x_s`.
     factor : array, ``[T, B, O, S]``
@@ -122,6 +128,10 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
         :func:`adjoint_window`.
     gradient : {'entering', 'leaving', 'none'}
         Pair the signal with the trace that enters, with the one that leaves, or not at all.
+    in_place : bool
+        On a GPU the trace is overwritten where nothing else needs it, and copied first where
+        something does (a program whose argument is not donated). ``False``: it is left as it is,
+        and :math:`e'` is written beside it.
     backend : {'auto', 'jax', 'triton'}, optional
         Default: ``traceops.settings().backend``.
 
@@ -143,7 +153,7 @@ def d_trace_window(trace: Any, inputs: Any, factor: Any, transition: Any, signal
         raise ValueError(f"d_trace_window: `gradient` is {gradient!r}; it takes 'entering', "
                          "'leaving' or 'none', e.g. gradient='entering'.")
     new, total = bind(D_TRACE_WINDOW, join(trace), inputs, join(factor), join_rows(transition),
-                      join(signal), backend=backend, gradient=gradient)
+                      join(signal), backend=backend, gradient=gradient, in_place=in_place)
     return new, total
 
 

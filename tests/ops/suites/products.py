@@ -69,6 +69,11 @@ class DTraceWindowSuite(Suite):
         close(new, oracle.d_trace_window(*operands)[0], self.tolerance)
         assert not np.asarray(total).any()
 
+    def test_beside_the_old_trace(self):
+        operands = self.operands(T=12)
+        got = ops.d_trace_window(*operands, in_place=False, backend=self.backend)
+        close(got, oracle.d_trace_window(*operands), self.tolerance)
+
     def test_no_step(self):
         operands = self.operands(T=0)
         close(self.run(*operands), oracle.d_trace_window(*operands, self.gradient),
