@@ -72,12 +72,12 @@ def test_the_exit_status_and_the_table(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'check_parity', parity(True))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    assert 'traceops status' in out and 'none of 9 checks failed' in out and 'FAILED' not in out
+    assert 'traceops status' in out and 'none of 10 checks failed' in out and 'FAILED' not in out
     assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
     monkeypatch.setattr(doctor, 'check_parity', parity(False))
     assert doctor.main([]) == 1
     out = capsys.readouterr().out
-    assert '4 of 9 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
+    assert '4 of 10 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
 
 
 @pytest.mark.parametrize('check', ['check_versions', 'check_devices'])
@@ -133,7 +133,7 @@ def test_on_a_gpu_every_kernel_is_compared_and_timed(right, monkeypatch, capsys)
     assert doctor.main([]) == (0 if right else 1)
     out = capsys.readouterr().out
     assert 'limit us' in out and ('wrong: d_trace_update S=2' in out) == (not right)
-    assert ('of 10 checks failed' in out) and ('report this, with all' in out) == (not right)
+    assert ('of 11 checks failed' in out) and ('report this, with all' in out) == (not right)
 
 
 def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):

@@ -130,6 +130,16 @@ def _cost_of_new_memory(size: int = 2 ** 26) -> float:
     return max(times[0] - times[1], 0.) * 2 ** 30 / size
 
 
+def check_compiler() -> Check:
+    """jaxlib compiles a trace of six states right; what braintrace trains is not its matter."""
+    from traceops.host import faults
+    wrong = faults.miscompiles()
+    return Check('compiler', True, faults.FUSION.partition(' Set ')[0] if wrong else
+                 'traces of six states and more are compiled right',
+                 'set XLA_FLAGS=--xla_cpu_use_fusion_emitters=false, or install another jaxlib'
+                 if wrong else '')
+
+
 def check_parity(rule: str, vmap: bool) -> Check:
     """A small spiking net gets upstream's gradients."""
     name = f'{rule}, {"vmap" if vmap else "batch"}'
@@ -176,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     checks = [check_versions(), check_devices(), check_import_name(), check_command(),
               check_pages()]
     if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
+        checks.append(check_compiler())
         checks += [check() for check in tqdm([*_parity_checks()], desc='gradients', leave=False)]
     timings = ''
     if checks[1].passed and jax.default_backend() == 'gpu':

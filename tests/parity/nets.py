@@ -276,6 +276,60 @@ class TwoLayer(brainstate.nn.Module):
         return self.second(jnp.abs(self.mix(self.first(x))))
 
 
+def gif(states: Any, current: dict[str, Any]) -> tuple[Any, ...]:
+    """A GIF neuron of six states or more: its potential, three synapses by their conductance, two
+    currents after spikes; then a threshold, and calcium.
+    """
+    v, e, i, n, fast, slow, *rest = states
+    threshold, calcium = (*rest, *(jnp.zeros_like(v),) * (2 - len(rest)))
+    spike = braintools.surrogate.ReluGrad()(v - 1. - threshold)
+    drive = e * (2. - v) - i * (v + 1.) + n * (2. - v) / (1. + jnp.exp(-2. * v))
+    new = (0.9 * v + 0.15 * (drive + fast - slow) - spike * (1. + threshold) - 0.1 * calcium,
+           0.8 * e + current['e'], 0.7 * i + current['i'], 0.9 * n + 0.3 * current['e'],
+           0.6 * fast + 0.4 * spike, 0.9 * slow + 0.3 * spike + 0.05 * v)
+    after = 0.95 * threshold + 0.2 * spike, 0.9 * calcium + 0.2 * spike + 0.05 * e * v
+    return (*new, *after[:len(rest)])
+
+
+class Gif(Hidden):
+    """Masked weights onto two of the synapses of a GIF neuron with ``S`` states."""
+
+    def __init__(self, S: int) -> None:
+        self.S = S
+        super().__init__()
+
+    def make(self) -> None:
+        rng = np.random.RandomState(2)
+        self.w = {k: brainstate.ParamState(jnp.asarray(scale * rng.rand(N_IN + N, N), float))
+                  for k, scale in (('e', 0.5), ('i', 0.2))}
+        self.masks = {k: jnp.asarray(rng.rand(N_IN + N, N) < 0.6, float) for k in self.w}
+        self.read_by = jnp.asarray(rng.randn(N, N_OUT), float)
+
+    def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
+        size = self.shape if batch_size is None else (batch_size, *self.shape)
+        for i in range(self.S):
+            setattr(self, f'h{i}', brainstate.HiddenState(jnp.zeros(size)))
+
+    @staticmethod
+    def inputs(x: Any, states: Any) -> dict[str, Any]:
+        spikes = braintools.surrogate.ReluGrad()(states[0] - 1. - (
+            states[6] if len(states) > 6 else 0.))
+        both = jnp.concatenate([x, spikes], -1)
+        return {'e': both, 'i': both}
+
+    def output(self, states: Any) -> Any:
+        return (states[0] + 0.3 * states[3] - 0.2 * states[5]) @ self.read_by
+
+    def update(self, x: Any) -> Any:
+        states = [getattr(self, f'h{i}') for i in range(self.S)]    # by name: one group
+        old = [h.value for h in states]
+        current = {k: braintrace.matmul(a, self.w[k].value, weight_fn=self.masks[k].__mul__)
+                   for k, a in self.inputs(x, old).items()}
+        for h, value in zip(states, gif(old, current), strict=True):
+            h.value = value
+        return self.output([h.value for h in states])
+
+
 class Gated(brainstate.nn.Module):
     def __init__(self, kind: Any) -> None:
         super().__init__()

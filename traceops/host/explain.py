@@ -15,7 +15,7 @@ from rich.table import Table
 
 from traceops import ops
 from traceops.compiler.column_blocks import describe
-from traceops.host import loops, patch, upstream
+from traceops.host import faults, loops, patch, upstream
 from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.text import render
@@ -265,6 +265,7 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
                      f'carry_trace={settings.carry_trace}')
     if last is not None:
         notes.append(f'last call: {last[0]} ({last[1]})')
+    notes += faults.notes(inner, all(r.engine == 'window' for r in rows))
     if getattr(inner, '_steps', None) is not None and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
     if any(r.engine == 'window' for r in rows) and (

@@ -30,13 +30,14 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._algorithm.vjp_base': ('ETraceVjpAlgorithm',),
     'braintrace._algorithm.vjp_graph_executor': ('ETraceVjpGraphExecutor',),
     'braintrace._algorithm.param_dim_vjp': (
-        '_solve_param_dim_weight_gradients', '_update_param_dim_etrace_scan_fn'),
+        '_solve_param_dim_weight_gradients', '_update_param_dim_etrace_scan_fn',
+        'relation_instant_term'),
     'braintrace._algorithm.io_dim_vjp': ('_reduce_to_param_shape',),
     'braintrace._algorithm._common': ('_extract_leaf', '_route_grads_by_path', '_update_dict'),
     'braintrace._op': (
-        'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p', 'get_fast_path_rules',
-        'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index', 'is_batched_primitive',
-        'etp_elemwise_p', 'etp_sp_mm_p', 'etp_sp_mv_p'),
+        'ETP_RULES_DT_TO_T', 'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p',
+        'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index',
+        'is_batched_primitive', 'etp_elemwise_p', 'etp_sp_mm_p', 'etp_sp_mv_p'),
     'braintrace._op.sparse': ('_unwrap_sparse_mat',),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
     'braintrace._misc': ('etrace_df_key', 'etrace_x_key'),
@@ -76,6 +77,7 @@ _conv_p = _private(_op, 'etp_conv_p')
 _sparse_ps = _private(_op, 'etp_sp_mm_p'), _private(_op, 'etp_sp_mv_p')
 _unwrapped = _private('braintrace._op.sparse', '_unwrap_sparse_mat')
 _init_drtrl = _private(_op, 'ETP_RULES_INIT_DRTRL')
+_dt_to_t = _private(_op, 'ETP_RULES_DT_TO_T')
 _xy_to_dw = _private(_op, 'ETP_RULES_XY_TO_DW')
 _fast_path_rules = _private(_op, 'get_fast_path_rules')
 _x_repr = _private(_op, 'get_pp_x_repr')
@@ -87,6 +89,7 @@ _solve_param_dim = _private('braintrace._algorithm.param_dim_vjp',
                             '_solve_param_dim_weight_gradients')
 _step_param_dim = _private('braintrace._algorithm.param_dim_vjp',
                            '_update_param_dim_etrace_scan_fn')
+_instant_term = _private('braintrace._algorithm.param_dim_vjp', 'relation_instant_term')
 reduce_to_parameter = _private('braintrace._algorithm.io_dim_vjp', '_reduce_to_param_shape')
 leaf_of = _private('braintrace._algorithm._common', '_extract_leaf')
 route = _private('braintrace._algorithm._common', '_route_grads_by_path')
@@ -180,9 +183,49 @@ def is_batched(relation: Any) -> bool:
 def roll_step(learner: Any, relations: Sequence[Any], weight_vals: dict[Any, Any],
               trace: dict[Any, Any], factors: tuple[Any, Any, Any]) -> dict[Any, Any]:
     """One step of upstream's D-RTRL trace update, for these relations."""
-    return _step_param_dim(trace, factors, weight_path_to_vals=weight_vals,
-                           hidden_param_op_relations=relations,
-                           fast_solve=learner.fast_solve, trace_dtype=learner.trace_dtype)[0]
+    stepped = [r for r in relations if is_stepped(learner, r)]
+    new = dict(_step_param_dim(
+        trace, factors, weight_path_to_vals=weight_vals,
+        hidden_param_op_relations=[r for r in relations if not any(r is s for s in stepped)],
+        fast_solve=learner.fast_solve, trace_dtype=learner.trace_dtype)[0])
+    xs, fs, jacobians = factors
+    for relation in stepped:
+        x = xs[input_key(relation.x_var)] if has_input(relation) else None
+        for group in relation.hidden_groups:
+            key = trace_key(relation.y_var, group.index)
+            instant = _instant_term(
+                relation, group, x, fs[factor_key(relation.y_var, group.index)],
+                weights_of(relation, weight_vals), fast_solve=learner.fast_solve,
+                trace_dtype=learner.trace_dtype)
+            carried = _times_jacobian(relation, x, jacobians[group.index], trace[key])
+            new[key] = jax.tree.map(jnp.add, carried, instant)
+    return new
+
+
+def is_stepped(learner: Any, relation: Any) -> bool:
+    """Whether upstream has no closed form of the update (for these parameters of the op)."""
+    rules = _fast_path_rules(relation.primitive)
+    return not (learner.fast_solve and rules is not None
+                and rules.applicable(relation.eqn_params))
+
+
+def _times_jacobian(relation: Any, x: Any, jacobian: Any, trace: dict[str, Any]) -> dict[str, Any]:
+    """The trace of the last step, ``[..., S]``, times the Jacobian of this one, state by state.
+
+    Upstream maps the op's rule over both axes of states and sums over one: of six states and more
+    jaxlib 0.10.2 compiles that wrongly for a CPU (see :mod:`traceops.host.faults`).
+    """
+    if is_batched(relation) and x is not None and jacobian.ndim == x.ndim + 1:
+        jacobian = jacobian[None]           # of one lane: the batch axis that the op insists on
+    states = range(jacobian.shape[-1])
+
+    def row(i: int) -> dict[str, Any]:
+        terms = [_dt_to_t[relation.primitive](
+            jacobian[..., i, j], {k: a[..., j] for k, a in trace.items()},
+            **relation.eqn_params) for j in states]
+        return jax.tree.map(lambda *parts: sum(parts), *terms)
+
+    return jax.tree.map(lambda *rows: jnp.stack(rows, -1), *(row(i) for i in states))
 
 
 def solve_factorised(relation: Any, x: Any, cotangent: Any,

@@ -1,0 +1,106 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of neurons with six states and more against each rule in NumPy, float64.
+
+jaxlib 0.10.2 compiles upstream's own step of these wrongly for a CPU, in float32.
+"""
+
+import functools
+import warnings
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import traceops
+from tests.parity import oracles
+from tests.parity.harness import BATCH, RULES, Run
+from tests.parity.harness import start as harness_start
+from tests.parity.nets import NETS, Gif, N, gif
+from traceops.host import faults, versions
+
+STEPS = 8
+
+
+def start(compiler, S, rule, vmap=False, **settings):
+    brainstate.random.seed(0)
+    model = Gif(S)
+    rng = np.random.RandomState(3)
+    x = jnp.asarray(rng.rand(STEPS, BATCH, 3) < 0.5, float)
+    y = jnp.asarray(rng.randn(STEPS, BATCH, 2), float)
+    cls, more = RULES[rule]
+    with traceops.configured(window=5, **settings), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return Run(compiler(model, cls, x[0], batch_size=BATCH, vmap=vmap, **more), model, x, y)
+
+
+@pytest.fixture
+def double():
+    """Double precision, to be left before the learner is made."""
+    def enable(on):
+        brainstate.environ.set(precision=64 if on else 32)
+        jax.config.update('jax_enable_x64', on)
+    yield enable
+    enable(False)
+
+
+@functools.cache
+def wanted(S, rule):
+    """The rule's own gradients, and spikes a neuron and step (in double precision)."""
+    brainstate.random.seed(0)
+    run = start(braintrace.compile, S, rule)
+    model = run.model
+    weights = {k: w.value * model.masks[k] for k, w in model.w.items()}
+    found = oracles.records(
+        model.inputs, gif, lambda states, y: ((model.output(states) - y) ** 2).mean(),
+        weights, [jnp.zeros((BATCH, N))] * S, run.x, run.y)
+    spikes = np.mean([now['x']['e'][:, 3:] for now in found])
+    grads = oracles.RULES[rule](found)
+    return {k: g * np.asarray(model.masks[k]) for k, g in grads.items()}, spikes
+
+
+def by_op(grads):
+    return {path[-1]: np.asarray(g, float) for path, g in grads.items()}
+
+
+def error(want, got):
+    return max(np.linalg.norm(want[k] - got[k]) / np.linalg.norm(want[k]) for k in want)
+
+
+@pytest.mark.parametrize('S, rule, vmap, settings', [
+    (6, 'd_rtrl', False, {}), (7, 'd_rtrl', True, {}), (8, 'd_rtrl', False, {}),
+    (6, 'es', False, {}), (7, 'eprop', False, {}),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (8, 'd_rtrl', True, {}), (8, 'es', True, {}), (8, 'eprop', False, {}),
+        (6, 'd_rtrl', False, {'carry_trace': False}), (7, 'd_rtrl', False, {'two_phase': True}),
+        (6, 'es', False, {'two_phase': True})))])
+@pytest.mark.parametrize('precision', [32, pytest.param(64, marks=pytest.mark.slow)])
+def test_the_rule_itself(double, S, rule, vmap, settings, precision):
+    double(True)
+    want, spikes = wanted(S, rule)
+    assert spikes > 0.02 and all(np.linalg.norm(g) > 1e-3 for g in want.values())
+    double(precision == 64)
+    ours = start(traceops.compile, S, rule, vmap, **settings)
+    got = by_op(ours.grad(reduction='sum')[0])
+    assert ours.inner._last_call[0] == 'window'
+    assert error(want, got) <= (1e-5 if precision == 32 else 1e-10)
+
+
+def test_explain_names_what_is_compiled_wrongly(monkeypatch):
+    ours = start(traceops.compile, 6, 'd_rtrl')
+    for wrong in (True, False):
+        monkeypatch.setattr(faults, 'miscompiles', lambda wrong=wrong: wrong)
+        said = traceops.explain(ours.learner).notes
+        assert any(faults.FUSION in note for note in said) == wrong
+
+
+def test_what_each_version_trains():
+    """A readout that no hidden state follows: zero in braintrace 0.2.6, not in 0.2.8."""
+    upstream = harness_start(braintrace.compile, NETS['vanilla'], 'd_rtrl', 4)
+    weight = upstream.grad()[0][('out', 'weight')]['weight']
+    zero = versions.installed_versions()['braintrace'] == '0.2.6'
+    assert (np.linalg.norm(weight) == 0) == zero
+    assert faults.untrained(upstream.inner) == (['out.weight'] if zero else [])
