@@ -67,7 +67,6 @@ def why(operation: str, *operands: Any, backend: str | None = None,
     Parameters
     ----------
     operation : str
-        ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'``,
         ``'adjoint_window'``, ``'es_trace_window'``, ``'d_trace_window'``, ``'trace_gradient'``,
         ``'simulate_window'`` or ``'sparse_trace_gradient'``.
     *operands : array or jax.ShapeDtypeStruct
