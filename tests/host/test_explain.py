@@ -2,8 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """explain: one row per relation and group, the engine, and the reason."""
 
+import gc
 import json
+import warnings
+import weakref
 
+import brainstate
 import braintrace
 import pytest
 
@@ -18,12 +22,13 @@ def test_a_window_learner():
     run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)
     run.grad()
     found = traceops.explain(run.learner)
+    assert {r.used for r in found.rows} == {'etrace_grad: window'}
     assert [(r.parameter, r.states, r.engine, r.reason) for r in found.rows] == [
         ('linear.weight', 2, 'window', ''), ('readout.W', 1, 'window', '')]
     trace = run.learner.etrace_bwg.values()
     sizes = sum(a.nbytes for st in trace for a in st.value.values())
     assert sum(r.trace_bytes for r in found.rows) == sizes and found.saved_bytes == 0
-    assert '5 steps per window' in str(found) and 'carry_trace=False' in str(found)
+    assert '5 steps per window' in str(found)
     assert json.loads(json.dumps(found.to_dict()))['rows'][0]['engine'] == 'window'
 
 
@@ -106,3 +111,73 @@ def test_what_is_no_learner():
         traceops.explain(3)
     with pytest.raises(ValueError, match='not compiled'):
         traceops.explain(traceops.D_RTRL(NETS['lif'].make()))
+
+
+def made_and_used(then, vmap=False, rule='d_rtrl', net='lif'):
+    """A training step that makes its learner, as most people write it."""
+    made = []
+
+    def train_step():
+        made.append(start(traceops.compile, NETS[net], rule, 5, vmap))
+        return then(made[-1])
+    return train_step, made
+
+
+def evolve_and_learn(run):
+    run.learner.etrace_evolve(run.x)
+    return run.eager_grad()
+
+
+def test_a_function_that_makes_its_learner():
+    """Every call with its place; the learner itself can be asked when the function is over."""
+    train_step, made = made_and_used(evolve_and_learn, vmap=True)
+    found = traceops.explain(train_step)
+    assert [(c.what, c.steps, c.engine) for c in found.calls] == [
+        ('etrace_evolve', 5, 'window'), ('etrace_grad', 5, 'window')]
+    assert all('test_explain.py' in c.where or 'harness.py' in c.where for c in found.calls)
+    assert set(found.calls) <= set(traceops.explain().calls)
+    said = traceops.explain(made[0].learner)
+    assert said.rows[0].used == 'etrace_evolve: window; etrace_grad: window'
+    assert said.rows[0].trace_bytes == 4 * (9 * 6 + 6) * 4          # of four lanes
+
+
+@pytest.mark.parametrize('then, advised', [
+    (lambda run: run.eager_grad(), True), (evolve_and_learn, False),
+    (lambda run: [run.learner(run.x[0]), run.eager_grad()], False)])
+def test_advice_only_where_it_is_safe(then, advised):
+    """Without a trace the gradients are the same only where each call starts from zero."""
+    train_step, made = made_and_used(then)
+    traceops.explain(train_step)
+    assert ('carry_trace=False): the gradients are the same'
+            in str(traceops.explain(made[0].learner))) == advised
+
+
+def test_steps_by_hand_are_named():
+    def by_hand(run):
+        return brainstate.transform.grad(lambda: run.learner(run.x[0]).sum(),
+                                         run.inner.param_states)()
+    train_step, made = made_and_used(by_hand)
+    found = traceops.explain(train_step)
+    assert {(c.what, c.engine) for c in found.calls} == {('a step by hand', 'per-step')}
+    assert 'learner.etrace_grad(xs, ys, step_fn=...)' in str(found)
+    assert traceops.explain(made[0].learner).rows[0].used == 'a step by hand'
+    assert 'GPU' not in str(found) and 'kernel' not in str(traceops.explain(made[0].learner))
+
+
+def test_what_is_remembered_keeps_no_learner_alive():
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
+    run.learner(run.x[0])
+    assert traceops.explain().calls
+    alive = weakref.ref(run.learner)
+    del run
+    gc.collect()
+    assert alive() is None
+
+
+def test_no_warning_that_upstream_does_not_give():
+    run = start(traceops.compile, NETS['transformed'], 'd_rtrl', 5, True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*was decomposed')
+        evolve_and_learn(run)
+    row = traceops.explain(run.learner).rows[0]
+    assert row.reason.startswith('`w` is masked or transformed')

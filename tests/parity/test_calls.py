@@ -238,13 +238,15 @@ class TestWithoutCarrying:
         lambda r: r.inner.get_etrace_of(r.model.linear.weight),
         lambda r: brainstate.transform.grad(
             lambda: r.learner(r.x[0]).sum(), r.inner.param_states)(),
-    ], ids=['get_etrace_of', 'a single step'])
+        lambda r: r.learner(r.x[0]), lambda r: r.learner.etrace_evolve(r.x),
+        lambda r: brainstate.transform.for_loop(r.learner, r.x),
+    ], ids=['get_etrace_of', 'a single gradient', 'a step', 'evolve', 'loop'])
     def test_what_needs_a_trace_says_so(self, call):
         with traceops.configured(carry_trace=False):
             ours = start(traceops.compile, LIF, 'd_rtrl', 5)
         with pytest.raises(TraceNotCarriedError, match='carry_trace=True'):
             call(ours)
-        assert ours.learner(ours.x[0]).shape == (4, 2)      # looking forward needs none
+        assert ours.model(ours.x[0]).shape == (4, 2)        # looking forward needs none
 
     @pytest.mark.parametrize('rule, vmap, two_phase, steps, window', [
         ('d_rtrl', True, False, 7, 3), ('eprop', False, False, 7, 3), ('d_rtrl', False, True, 6, 2),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from traceops.host.plan import (
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
+from traceops.host.seen import note
 from traceops.host.types import types_of_total
 
 __all__ = ['evolve', 'gradient']
@@ -55,14 +57,17 @@ def gradient(
     ``driver`` is what the step function calls (the learner, or its vmapped wrapper);
     ``upstream_way`` is upstream's own method, used wherever the window does not apply.
     """
+    said = functools.partial(_note, learner, driver, 'etrace_grad', sequences)
+
     def as_upstream(reason: str) -> Any:
-        learner._last_call = ('per-step', reason)
+        said('per-step', reason)
         return upstream_way(
             *sequences, step_fn=step_fn, mask=mask, chunk_size=chunk_size, weights=weights,
             reduction=reduction, loss_output=loss_output, has_aux=has_aux,
             return_value=return_value)
 
     learner._assert_compiled()
+    learner._entered_from_zero = learner._trace_is_fresh()
     _check_choice('reduction', reduction, upstream.REDUCTIONS)
     _check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
     length = upstream.sequence_length(sequences)
@@ -92,7 +97,7 @@ def gradient(
         K, twice = _windows(rule, program, length)
         total, losses, aux = _run_gradient(
             learner, rule, program, weights, types, (sequences, mask_), K, twice)
-        learner._last_call = ('window', _said(program, K, twice))
+        said('window', _said(program, K, twice))
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
 
@@ -109,6 +114,21 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> 
     if program.count != 1 or learner._recorder.several_steps:
         return _not_a_step(learner, program)
     return program
+
+
+def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, reason: str) -> None:
+    """Remember a call for ``explain``, and the lanes that it runs in."""
+    if driver is not learner:
+        learner._lanes = _lanes_of(learner)
+    note(learner, what, upstream.sequence_length(sequences), engine, reason,
+         learner._entered_from_zero)
+
+
+def _lanes_of(learner: Any) -> int:
+    info = learner.graph.module_info
+    shapes = [u.math.shape(info.retrieved_model_states[path].value)
+              for path in info.hidden_path_to_invar]
+    return int(shapes[0][0]) if shapes else 1
 
 
 def _said(program: StepProgram, K: int, twice: bool = False) -> str:
@@ -212,19 +232,23 @@ def evolve(
     return_outputs: bool = False,
 ) -> Any:
     """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
+    said = functools.partial(_note, learner, driver, 'etrace_evolve', sequences)
+
     def as_upstream(reason: str) -> Any:
-        learner._last_call = ('per-step', reason)
+        said('per-step', reason)
         return upstream_way(*sequences, step_fn=step_fn, chunk_size=chunk_size,
                             return_outputs=return_outputs)
 
     learner._assert_compiled()
+    learner._needs_trace('etrace_evolve(...)')
+    learner._entered_from_zero = learner._trace_is_fresh()
     length = upstream.sequence_length(sequences)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
     if _unjitted(learner):
         return as_upstream(_UNJITTED)
     _check_states(learner, driver)
-    if not isinstance(learner, upstream.ParamDimVjpAlgorithm) or not learner._carries_trace:
+    if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
         return as_upstream('no trace of the size of the weights is rolled')
     rule = ParamDimRule(learner, driver is not learner)
     per_step = _worth_a_step(learner, rule, length)
@@ -250,7 +274,7 @@ def evolve(
 
         carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
         rule.store(carry)
-        learner._last_call = ('window', _said(program, K))
+        said('window', _said(program, K))
     return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import brainstate
 import jax
+import saiunit as u
 from rich.table import Table
 
 from traceops import ops
 from traceops.compiler.column_blocks import describe
-from traceops.host import faults, loops, patch, upstream
+from traceops.host import faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.text import render
@@ -27,8 +28,9 @@ __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
 class Row:
     """One relation feeding one hidden group.
 
-    ``trace_bytes`` is the trace that upstream reads and writes at every step for this pair;
-    ``kept_bytes`` what the learner keeps of it between calls.
+    ``trace_bytes`` is the trace that upstream reads and writes at every step for this pair, of all
+    lanes; ``kept_bytes`` what the learner keeps of it between calls. ``used`` is what happened so
+    far: what was called, and which engine served it.
     """
 
     parameter: str
@@ -43,6 +45,7 @@ class Row:
     reason: str
     trace_bytes: int
     kept_bytes: int
+    used: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +72,19 @@ class Explanation:
             table.add_column(name, overflow='fold')
         for r in self.rows:
             table.add_row(r.parameter, r.primitive, _shape(r.x_shape), _shape(r.y_shape),
-                          str(r.group), str(r.states), r.rule, r.engine, r.backend,
+                          str(r.group), str(r.states), r.rule, _engine_text(r), r.backend,
                           f'{_mib(r.kept_bytes)} of {_mib(r.trace_bytes)}')
         lines = [render(table).rstrip()]
         lines += [f'- {r}' for r in dict.fromkeys(row.reason for row in self.rows) if r]
         lines += [f'- {note}' for note in self.notes]
         lines.append(f'trace memory not kept: {_mib(self.saved_bytes)}')
         return '\n'.join(lines)
+
+
+def _engine_text(row: Row) -> str:
+    if row.engine == 'upstream':
+        return row.engine
+    return row.used or f'{row.engine} (not used yet)'
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -91,18 +100,37 @@ class LoopsExplanation:
     """Loops of :func:`explain`; ``str()`` is a table, :meth:`to_dict` for machines."""
 
     loops: tuple[loops.Loop, ...]
+    calls: tuple[seen.Call, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON-ready."""
-        return {'loops': [dataclasses.asdict(loop) for loop in self.loops]}
+        return {'loops': [dataclasses.asdict(loop) for loop in self.loops],
+                'calls': [dataclasses.asdict(call) for call in self.calls]}
 
     def __str__(self) -> str:
-        if not self.loops:
-            return ('No loop around a fast learner was seen. A learner is fast when it is made '
+        if not self.loops and not self.calls:
+            return ('No fast learner was seen at work. A learner is fast when it is made '
                     'after traceops.install(), or inside a function that is decorated with '
-                    '@traceops.accelerate. Loops are seen when they are traced: a function that '
-                    'was jitted and called before is not traced again. learner.etrace_grad has '
-                    'a loop of its own: traceops.explain(learner) tells about it.')
+                    '@traceops.accelerate. Calls and loops are seen when they are traced: a '
+                    'function that was jitted and called before is not traced again.')
+        return '\n'.join([*([self._calls()] if self.calls else []),
+                          *([self._loops()] if self.loops else [])])
+
+    def _calls(self) -> str:
+        table = Table(title='traceops: calls', title_justify='left')
+        for name in ('call', 'what', 'learner', 'steps', 'engine', 'because'):
+            table.add_column(name, overflow='fold')
+        for call in self.calls:
+            table.add_row(call.where, call.what, call.learner, str(call.steps), call.engine,
+                          call.reason)
+        lines = [render(table).rstrip()]
+        if any(call.what == seen.BY_HAND for call in self.calls):
+            lines.append('- a step by hand is as fast as upstream. Many in a row are faster as one '
+                         'call, learner.etrace_grad(xs, ys, step_fn=...), or in a '
+                         'brainstate.transform.scan whose body adds the gradients up.')
+        return '\n'.join(lines)
+
+    def _loops(self) -> str:
         table = Table(title='traceops: loops over time', title_justify='left')
         for name in ('loop', 'steps', 'learner', 'gradients are formed', 'because'):
             table.add_column(name, overflow='fold')
@@ -158,28 +186,30 @@ def explain(subject: Any = None, *args: Any, **kwargs: Any) -> Explanation | Loo
         A learner that is not compiled.
     """
     if subject is None:
-        return LoopsExplanation(loops.known())
+        return LoopsExplanation(loops.known(), seen.known())
     inner = getattr(subject, 'module', subject)
     if not isinstance(inner, upstream.AnyLearner) and callable(subject) \
             and not isinstance(subject, brainstate.nn.Module):
-        return LoopsExplanation(_loops_of(subject, args, kwargs))
+        return _explain_function(subject, args, kwargs)
     return _explain_learner(subject, inner)
 
 
-def _loops_of(fn: Callable[..., Any], args: Any, kwargs: Any) -> tuple[loops.Loop, ...]:
+def _explain_function(fn: Callable[..., Any], args: Any, kwargs: Any) -> LoopsExplanation:
     while True:                     # a jitted function may have been traced before
         inside = getattr(fn, 'origin_fun', None) or getattr(fn, '__wrapped__', None)
         if inside is None:
             break
         fn = inside
-    seen: list[loops.Loop] = []
-    token = loops.watching.set(seen)
+    found: list[loops.Loop] = []
+    calls: list[seen.Call] = []
+    tokens = loops.watching.set(found), seen.watching.set(calls)
     try:
         with patch.enabled():
             brainstate.transform.make_jaxpr(fn)(*args, **kwargs)
     finally:
-        loops.watching.reset(token)
-    return tuple(dict.fromkeys(seen))
+        loops.watching.reset(tokens[0])
+        seen.watching.reset(tokens[1])
+    return LoopsExplanation(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(calls)))
 
 
 def _explain_learner(learner: Any, inner: Any) -> Explanation:
@@ -191,7 +221,7 @@ def _explain_learner(learner: Any, inner: Any) -> Explanation:
         raise ValueError('the learner is not compiled; call learner.compile_graph(example_input), '
                          'or make it with traceops.compile(model, rule, example_input).')
     engine, reason = _engine(learner, inner)
-    rows = [_row(inner, view, g, engine, reason)
+    rows = [_row(inner, view, g, engine, reason, _lanes(learner, inner))
             for view in relation_views(inner) for g in view.relation.hidden_groups]
     return Explanation(tuple(rows), tuple(_notes(inner, rows)))
 
@@ -207,20 +237,47 @@ def _engine(learner: Any, inner: Any) -> tuple[str, str]:
                             'traceops.compile(..., vmap=True)')
     if not inner.traceops_plan.windowed:
         return 'upstream', inner.traceops_plan.reason
-    last = getattr(inner, '_last_call', None)
-    return last if last is not None and last[0] == 'per-step' else ('window', '')
+    calls = tuple(inner._calls)
+    if calls and all(c.engine == 'per-step' for c in calls):
+        return 'per-step', calls[-1].reason
+    return 'window', ''
 
 
-def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -> Row:
+def _used(inner: Any) -> str:
+    """What was called so far, and which engine served it."""
+    calls = getattr(inner, '_calls', ())
+    return '; '.join(dict.fromkeys(
+        c.what if c.what == seen.BY_HAND else f'{c.what}: {c.engine}' for c in calls))
+
+
+def _lanes(learner: Any, inner: Any) -> int:
+    """Lanes of a vmapped learner, as its last call had them, or as its states have."""
+    if learner is inner:
+        return 1
+    info = inner.graph.module_info
+    for path, invar in info.hidden_path_to_invar.items():
+        try:
+            shape = u.math.shape(info.retrieved_model_states[path].value)
+        except brainstate.BrainStateError:      # made in a jitted function, which is over
+            break
+        return int(shape[0]) if len(shape) > len(invar.aval.shape) else 1
+    return int(getattr(inner, '_lanes', 1))
+
+
+def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str,
+         lanes: int) -> Row:
     factorised = isinstance(inner, upstream.IODimVjpAlgorithm)
     rel = view.relation
     x_shape = tuple(rel.x_var.aval.shape) if view.has_input else ()
-    full = upstream.trace_bytes(inner, rel, group)
+    full = lanes * upstream.trace_bytes(inner, rel, group)
+    parameter = '.'.join(map(str, view.paths[0]))
     carried = not is_fast(inner) or inner._carries_trace
     if engine == 'window' and not factorised and carried and not view.is_sparse and (
             upstream.chunk_rule(rel, inner.fast_solve) is None):
-        reason = (f'{rel.primitive.name}: upstream has no closed form of its trace over a window, '
-                  f'so the carried trace takes a pass a step; carry_trace=False needs none')
+        cause = 'is masked or transformed' if rel.eqn_params.get('weight_fn') or \
+            rel.eqn_params.get('bias_fn') else f'is read by {rel.primitive.name}'
+        reason = (f'`{parameter}` {cause}: upstream has no closed form of its trace over a window, '
+                  f'so the trace that leaves a call takes a pass a step')
     backend = 'upstream'
     if engine == 'window':
         decision = _backend(inner, factorised, group)
@@ -228,10 +285,11 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str) -
         reason = reason or (decision.reason if jax.default_backend() == 'gpu'
                             and backend == 'jax' else '')
     return Row(
-        parameter='.'.join(map(str, view.paths[0])), primitive=rel.primitive.name,
+        parameter=parameter, primitive=rel.primitive.name,
         x_shape=x_shape, y_shape=view.y_shape, group=group.index, states=group.num_state,
         rule=type(inner).__name__, engine=engine,
-        backend=backend, reason=reason, trace_bytes=full, kept_bytes=full if carried else 0)
+        backend=backend, reason=reason, trace_bytes=full, kept_bytes=full if carried else 0,
+        used=_used(inner))
 
 
 def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
@@ -239,13 +297,17 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
     S = group.num_state
     dtype = jax.numpy.result_type(*(v.aval.dtype for v in group.hidden_outvars))
 
+    # of the graph: states made in a jitted function have no values any more
+    places = group.hidden_outvars[0].aval.shape
+    places = places if len(group.hidden_outvars) == S else places[:-1]
+
     def of(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *group.varshape, *shape), dtype)
+        return jax.ShapeDtypeStruct((1, *places, *shape), dtype)
 
     operands: tuple[Any, ...] = (of(S), of(S, S), of(S))
     params: dict[str, Any] = {'kappa': None, 'states': 0, 'leaving': ''}
     if factorised:
-        carry = jax.ShapeDtypeStruct((*group.varshape, S), dtype)
+        carry = jax.ShapeDtypeStruct((*places, S), dtype)
         operands += (carry, jax.ShapeDtypeStruct((1,), dtype))
         params = {'decay_x': 0., 'decay_f': 0., 'states': 0}
     try:
@@ -258,25 +320,38 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
 def _notes(inner: Any, rows: list[Row]) -> list[str]:
     notes = []
     settings = getattr(inner, 'traceops_settings', None)
-    last = getattr(inner, '_last_call', None)
+    calls = tuple(getattr(inner, '_calls', ()))
     if settings is not None:
         window = settings.window or f'chosen within {_mib(settings.memory_budget)}'
         notes.append(f'window: {window}; precision {settings.precision}; '
                      f'carry_trace={settings.carry_trace}')
-    if last is not None:
-        notes.append(f'last call: {last[0]} ({last[1]})')
+    notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})' for c in calls]
     notes += faults.notes(inner, all(r.engine == 'window' for r in rows))
-    if getattr(inner, '_steps', None) is not None and inner._carries_trace:
+    if jax.default_backend() == 'gpu' and getattr(inner, '_steps', None) is not None \
+            and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
     if any(r.engine == 'window' for r in rows) and (
             not isinstance(inner, upstream.ParamDimVjpAlgorithm) or not inner._carries_trace):
         notes += _of_events(event_weights(inner))       # not beside the pass over a trace
-    weights = sum(leaf.nbytes for st in inner.param_states.values()
-                  for leaf in jax.tree.leaves(st.value) if hasattr(leaf, 'nbytes'))
-    kept = sum(r.kept_bytes for r in rows)
-    if kept > 2 * weights and any(r.engine == 'window' for r in rows) \
-            and isinstance(inner, upstream.ParamDimVjpAlgorithm):
-        notes.append(f'the carried trace ({_mib(kept)}) dominates memory; if each sequence '
-                     f'starts from a zero trace, make the learner with '
-                     f'traceops.configured(carry_trace=False): no trace is then allocated')
+    if _trace_is_in_the_way(inner, rows, calls):
+        notes.append(f'the carried trace ({_mib(sum(r.kept_bytes for r in rows))}) dominates '
+                     f'memory; every call so far was an etrace_grad from a zero trace. If all are, '
+                     f'make the learner with traceops.configured(carry_trace=False): the gradients '
+                     f'are the same, and no trace is allocated')
     return notes
+
+
+def _trace_is_in_the_way(inner: Any, rows: list[Row], calls: Sequence[seen.Call]) -> bool:
+    """Whether a trace is carried that no call so far has read."""
+    kept = sum(r.kept_bytes for r in rows)
+    return bool(
+        kept and any(r.engine == 'window' for r in rows)
+        and isinstance(inner, upstream.ParamDimVjpAlgorithm)
+        and calls and all(c.what == 'etrace_grad' and c.from_zero for c in calls)
+        and kept > 2 * _weight_bytes(inner))
+
+
+def _weight_bytes(inner: Any) -> int:
+    avals = [v.aval for r in inner.graph.hidden_param_op_relations
+             for v in r.trainable_vars.values()]
+    return sum(a.size * a.dtype.itemsize for a in avals)

@@ -26,7 +26,8 @@ from traceops.host import upstream
 from traceops.host.drive import evolve, gradient
 from traceops.host.plan import make_plan
 from traceops.host.recorder import Recorder
-from traceops.host.steps import Steps, unwatched
+from traceops.host.seen import BY_HAND, Calls, is_in_a_loop, note
+from traceops.host.steps import Steps, loops_are_watched, unwatched
 
 __all__ = ['D_RTRL', 'ES_D_RTRL', 'is_fast', 'make_fast', 'make_fast_vmap']
 
@@ -67,16 +68,19 @@ class FastLearner(_Instead):
 
     methods = ('init_etrace_state', 'reset_state', 'get_etrace_of', '_get_etrace_data',
                '_assign_etrace_data', '_make_etrace_stepper', '_update_etrace_data',
-               '_solve_weight_gradients', '_solve_previous_trace_gradients', '_update_fn_fwd',
+               '_solve_weight_gradients', '_solve_previous_trace_gradients', '_update_impl',
                '_update_fn_bwd', 'etrace_grad', 'etrace_evolve')
     attributes = ('traceops_settings', 'traceops_plan', 'traceops_record', '_recorder', '_steps',
-                  '_last_call', '_carries_trace', '_trace_is_fresh')
+                  '_last_call', '_carries_trace', '_trace_is_fresh', '_calls', '_lanes',
+                  '_entered_from_zero', '_needs_trace')
 
     def __init__(self, learner: Any) -> None:
         super().__init__(learner)
         self.fresh: tuple[Any, ...] = ()
         vars(learner).update(traceops_plan=None, _recorder=None, _steps=None, _last_call=None,
-                             _carries_trace=True, _trace_is_fresh=self.trace_is_fresh)
+                             _carries_trace=True, _trace_is_fresh=self.trace_is_fresh,
+                             _calls=Calls(), _lanes=1, _entered_from_zero=False,
+                             _needs_trace=self.needs_trace)
 
     def begin(self) -> None:
         """Keep the settings in force, and Jacobian rows apart."""
@@ -194,10 +198,17 @@ class FastLearner(_Instead):
         return self.original('_solve_previous_trace_gradients')(
             index, trace, signal, weight_vals)
 
-    def _update_fn_fwd(self, *args: Any) -> Any:
-        if not self._recording and not self.one._carries_trace:     # before any state is touched
-            raise _not_carried('a gradient through a single learner(x)')
-        return self.original('_update_fn_fwd')(*args)
+    def _update_impl(self, *args: Any) -> Any:
+        if not self._recording:         # before any state is touched
+            self.needs_trace('a step by hand, learner(x),')
+            if self.one.traceops_plan is not None and loops_are_watched() and not is_in_a_loop():
+                note(self.one, BY_HAND, 1, 'per-step', "one step: its program is upstream's")
+        return self.original('_update_impl')(*args)
+
+    def needs_trace(self, what: str) -> None:
+        """Refuse what would do without a trace, and give other gradients for it."""
+        if not self.one._carries_trace:
+            raise _not_carried(what)
 
     def _update_fn_bwd(self, residuals: Any, cotangents: Any) -> Any:
         out = self.original('_update_fn_bwd')(residuals, cotangents)
@@ -263,8 +274,9 @@ class FastVmap(_Instead):
 def _not_carried(what: str) -> TraceNotCarriedError:
     return TraceNotCarriedError(
         f'{what} needs the eligibility trace, but this learner was made with carry_trace=False, '
-        f'which keeps none. Make it with traceops.configure(carry_trace=True), or get gradients '
-        f'with learner.etrace_grad(...), which needs no trace.')
+        f'which keeps none. Make it with traceops.configure(carry_trace=True); or get gradients '
+        f'with learner.etrace_grad(...), which needs no trace (give steps before those that count '
+        f'a mask of 0); or call the model itself to look forward only.')
 
 
 def is_fast(one: Any) -> bool:

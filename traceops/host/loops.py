@@ -12,7 +12,6 @@ gradients can wait, and runs the loop without traces, a window at a time
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -22,6 +21,7 @@ import jax
 from traceops.host.deferred import Deferred
 from traceops.host.plan import form_of_loops, why_short
 from traceops.host.relations import event_weights
+from traceops.host.seen import caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.loops.analysis import Analysis, Learner, owners_in
 from traceops.loops.deferred import DeferredLoop
@@ -71,6 +71,7 @@ def known() -> tuple[Loop, ...]:
     return tuple(_known)
 
 
+@in_a_loop()
 def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """``jax.lax.scan``, without traces where nothing in the loop reads them.
 
@@ -118,9 +119,9 @@ def _deferred(original: Callable[..., Any], call: TracedCall, loop: TracedLoop,
 def _report(learners: Sequence[Learner], steps: int, window: int | None,
             block_products: int) -> None:
     loop = Loop(
-        where=_caller(), steps=steps, window=window, block_products=block_products,
-        deferred=tuple(_name(one.owner) for one in learners if not one.reason),
-        kept=tuple((_name(one.owner), one.reason) for one in learners if one.reason),
+        where=caller(), steps=steps, window=window, block_products=block_products,
+        deferred=tuple(name_of(one.owner) for one in learners if not one.reason),
+        kept=tuple((name_of(one.owner), one.reason) for one in learners if one.reason),
         events=tuple(dict.fromkeys(
             name for one in learners if not one.reason for name in event_weights(one.owner))))
     _known.pop(loop, None)
@@ -130,21 +131,3 @@ def _report(learners: Sequence[Learner], steps: int, window: int | None,
     seen = watching.get()
     if seen is not None:
         seen.append(loop)
-
-
-def _name(learner: Any) -> str:
-    return f'{type(learner).__name__} of {type(learner.graph_executor.model).__name__}'
-
-
-_LIBRARIES = ('jax', 'brainstate', 'braintrace', 'brainpy', 'saiunit', 'traceops', 'contextlib',
-              'functools')
-
-
-def _caller() -> str:
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get('__name__', '').split('.')[0] not in _LIBRARIES:
-            code = frame.f_code
-            return f'{code.co_filename}:{frame.f_lineno} in {code.co_qualname}'
-        frame = frame.f_back
-    return 'unknown'

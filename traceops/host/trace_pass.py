@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -207,7 +210,8 @@ class TracePass:
                 self.learner, [v.relation for v in views], self.keys.upstreams(trace), signals,
                 weight_vals)
 
-        more = jax.vmap(solve)(trace, signals) if self.lanes else solve(trace, signals)
+        with _quiet():
+            more = jax.vmap(solve)(trace, signals) if self.lanes else solve(trace, signals)
         for path, value in more.items():
             value = jax.tree.map(lambda a: a.sum(0), value) if self.lanes else value
             grads[path] = jax.tree.map(jnp.add, grads[path], value) if path in grads else value
@@ -235,8 +239,18 @@ class TracePass:
         def body(traces: Carry, factors: Any) -> tuple[Carry, None]:
             return (jax.vmap(roll) if self.lanes else roll)(traces, factors), None
 
-        for name, traces in jax.lax.scan(body, start, xs)[0].items():
+        with _quiet():
+            rolled = jax.lax.scan(body, start, xs)[0]
+        for name, traces in rolled.items():
             new[name].update(traces)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Upstream's rules under our ``vmap``: what it says of compiling ops is not of this."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'ETP primitive .* was decomposed')
+        yield
 
 
 def pair_dense(trace: dict[str, Any], signal: Any) -> dict[str, Any]:

@@ -1,0 +1,122 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What was done with fast learners, for ``explain``: plain words, which keep no learner alive."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+__all__ = ['BY_HAND', 'Call', 'Calls', 'caller', 'in_a_loop', 'is_in_a_loop', 'known', 'name_of',
+           'note', 'watching']
+
+BY_HAND = 'a step by hand'
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a learner, when it was traced or run.
+
+    Attributes
+    ----------
+    where : str
+        File, line and function that made it.
+    what : str
+        ``'etrace_grad'``, ``'etrace_evolve'`` or ``'a step by hand'``.
+    learner : str
+    steps : int
+    engine : str
+        ``'window'``, or ``'per-step'``: as upstream runs it.
+    reason : str
+        How long windows are; why it is not a window.
+    from_zero : bool
+        The trace that entered was known to be zero.
+    """
+
+    where: str
+    what: str
+    learner: str
+    steps: int
+    engine: str
+    reason: str
+    from_zero: bool = False
+
+
+watching: ContextVar[list[Call] | None] = ContextVar('traceops_watching_calls', default=None)
+_in_a_loop: ContextVar[bool] = ContextVar('traceops_in_a_loop', default=False)
+_known: dict[Call, None] = {}
+_MOST = 256                     # calls that are remembered, of all learners and of each
+
+
+def known() -> tuple[Call, ...]:
+    """The calls that this process has seen, the oldest first."""
+    return tuple(_known)
+
+
+def note(learner: Any, what: str, steps: int, engine: str, reason: str,
+         from_zero: bool = False) -> None:
+    """Remember a call: of the process, of the learner, and for who watches."""
+    call = Call(caller(), what, name_of(learner), steps, engine, reason, from_zero)
+    _remember(_known, call)
+    _remember(learner._calls.book, call)
+    if what != BY_HAND:
+        learner._last_call = (engine, reason)
+    seen = watching.get()
+    if seen is not None:
+        seen.append(call)
+
+
+def _remember(book: dict[Call, None], call: Call) -> None:
+    book.pop(call, None)
+    book[call] = None
+    if len(book) > _MOST:
+        book.pop(next(iter(book)))
+
+
+class Calls:
+    """The calls of one learner, the oldest first."""
+
+    def __init__(self) -> None:
+        self.book: dict[Call, None] = {}
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self.book)
+
+
+@contextlib.contextmanager
+def in_a_loop() -> Iterator[None]:
+    """Steps of this block are those of a loop, which is told of as a whole."""
+    token = _in_a_loop.set(True)
+    try:
+        yield
+    finally:
+        _in_a_loop.reset(token)
+
+
+def is_in_a_loop() -> bool:
+    """Whether a step taken now is one of a loop."""
+    return _in_a_loop.get()
+
+
+def name_of(learner: Any) -> str:
+    """A learner in words."""
+    return f'{type(learner).__name__} of {type(learner.graph_executor.model).__name__}'
+
+
+_LIBRARIES = ('jax', 'brainstate', 'braintrace', 'brainpy', 'saiunit', 'traceops', 'contextlib',
+              'functools')
+
+
+def caller() -> str:
+    """File, line and function of the nearest code that is no library's."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get('__name__', '').split('.')[0] not in _LIBRARIES:
+            code = frame.f_code
+            return f'{code.co_filename}:{frame.f_lineno} in {code.co_qualname}'
+        frame = frame.f_back
+    return 'unknown'
