@@ -152,7 +152,7 @@ class TracePass:
 
     def _sparse(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
                 transition: Any, old: Any, signal: Any,
-                ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+                in_place: bool = True) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Synapses (and the bias of their targets), samples and lanes as one batch."""
         p, total = leaving
         synapses, S = Synapses.of(view.relation), p.shape[-1]
