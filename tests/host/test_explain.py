@@ -175,9 +175,9 @@ def test_what_is_remembered_keeps_no_learner_alive():
 
 
 def test_no_warning_that_upstream_does_not_give():
-    run = start(traceops.compile, NETS['transformed'], 'd_rtrl', 5, True)
+    run = start(traceops.compile, NETS['lora'], 'd_rtrl', 5, True)
     with warnings.catch_warnings():
         warnings.filterwarnings('error', '.*was decomposed')
         evolve_and_learn(run)
     row = traceops.explain(run.learner).rows[0]
-    assert row.reason.startswith('`w` is masked or transformed')
+    assert 'is read by etp_lora' in row.reason

@@ -61,6 +61,10 @@ def net(pattern, weight_fn=None, bias=False, homogeneous=False):
     return Net(Sparse)
 
 
+def _normalised(w):
+    return w / jnp.sqrt(jnp.sum(w ** 2))
+
+
 def _slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
@@ -76,6 +80,7 @@ def _slow(*case):
     ('csr', 'es', False, True, {'homogeneous': True}),
     _slow('csr', 'ostl', False, True, {'bias': True}),
     _slow('csr', 'three-factor', True, True, {}),
+    ('csr', 'es', False, True, {'weight_fn': _normalised}),
 ])
 def test_as_upstream(pattern, rule, vmap, carry, options):
     """Two calls, the second with a trace that enters, in windows of three of seven steps."""

@@ -14,8 +14,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 __all__ = ['CALLBACKS', 'CALLS', 'alone', 'backward_slice', 'changes_nothing', 'depends_on',
-           'effects_of', 'extended', 'inlined', 'interpreted', 'is_pure', 'is_zero', 'named',
-           'narrowed', 'part', 'producers', 'reached', 'value_if_constant']
+           'effects_of', 'elementwise', 'extended', 'inlined', 'interpreted', 'is_pure', 'is_zero',
+           'named', 'narrowed', 'part', 'producers', 'reached', 'value_if_constant']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
@@ -302,6 +302,23 @@ def depends_on(closed: ClosedJaxpr, output: int, invars: Sequence[int]) -> bool:
         return False
     _, needed = backward_slice(closed.jaxpr, [out])
     return any(closed.jaxpr.invars[i] in needed for i in invars)
+
+
+def elementwise(closed: ClosedJaxpr, output: int, invar: int) -> bool:
+    """Whether each element of an output reads one input only at its own place.
+
+    ``False`` also where that cannot be told from the primitives. Calls inside the program are
+    not looked into: see :func:`inlined`.
+    """
+    jaxpr = closed.jaxpr
+    source, out = jaxpr.invars[invar], jaxpr.outvars[output]
+    eqns, needed = backward_slice(jaxpr, [out])
+    if source not in needed:
+        return True
+    found = reached(eqns, [source])
+    return all(v.aval.shape == source.aval.shape for v in found if v in needed) and all(
+        eqn.primitive.name in _ELEMENTWISE or eqn.primitive.name == 'select_n'
+        for eqn in eqns if not found.isdisjoint(eqn.outvars))
 
 
 def producers(jaxpr: Jaxpr) -> dict[Any, Any]:

@@ -19,6 +19,7 @@ from traceops.compiler.column_blocks import describe
 from traceops.host import faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
+from traceops.host.transforms import is_transformed
 from traceops.text import render
 
 __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
@@ -272,11 +273,9 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str,
     full = lanes * upstream.trace_bytes(inner, rel, group)
     parameter = '.'.join(map(str, view.paths[0]))
     carried = not is_fast(inner) or inner._carries_trace
-    if engine == 'window' and not factorised and carried and not view.is_sparse and (
-            upstream.chunk_rule(rel, inner.fast_solve) is None):
-        cause = 'is masked or transformed' if rel.eqn_params.get('weight_fn') or \
-            rel.eqn_params.get('bias_fn') else f'is read by {rel.primitive.name}'
-        reason = (f'`{parameter}` {cause}: upstream has no closed form of its trace over a window, '
+    if engine == 'window' and not factorised and carried and not view.has_closed_form(inner):
+        cause = 'is transformed' if is_transformed(rel) else f'is read by {rel.primitive.name}'
+        reason = (f'`{parameter}` {cause}: there is no closed form of its trace over a window, '
                   f'so the trace that leaves a call takes a pass a step')
     backend = 'upstream'
     if engine == 'window':

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from traceops.compiler.spikes import has_spikes
 from traceops.engine.weight_vjp import input_dependent, weight_vjp
 from traceops.host import upstream
 from traceops.host.sparse import has_synapses, sparse_gradient
+from traceops.host.transforms import is_elementwise, is_transformed
 
 __all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
            'stack_states', 'weight_bytes']
@@ -57,12 +59,24 @@ class RelationView:
         x_shape = relation.x_var.aval.shape         # an embedding's index under vmap has none
         return relation.trainable_vars['weight'].aval.shape == (*x_shape[-1:], *self.y_shape[-1:])
 
-    @property
+    @functools.cached_property
     def is_sparse(self) -> bool:
         """Whether the trace is that of the synapses of a sparse weight, one value each."""
         weight = self.relation.trainable_vars.get('weight')
         return (has_synapses(self.relation) and weight.aval.ndim == 1
-                and weight.aval.size == upstream.sparse_matrix(self.relation).indices.size)
+                and weight.aval.size == upstream.sparse_matrix(self.relation).indices.size
+                and is_elementwise(self.relation))
+
+    @functools.cached_property
+    def is_transformed(self) -> bool:
+        """Whether the trace is that of a matrix whose weights are masked, made positive, ..."""
+        return (self.is_dense and upstream.is_matmul(self.relation)
+                and is_transformed(self.relation) and is_elementwise(self.relation))
+
+    def has_closed_form(self, learner: Any) -> bool:
+        """Whether the trace that leaves a window is one update of the one that enters it."""
+        return (self.is_sparse or self.is_transformed
+                or upstream.chunk_rule(self.relation, learner.fast_solve) is not None)
 
     @property
     def of_events(self) -> bool:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.host import upstream
+from traceops.host.transforms import pulled_back
 from traceops.ops import sparse_trace_gradient
 
-__all__ = ['Synapses', 'has_synapses', 'slope', 'sparse_gradient']
+__all__ = ['Synapses', 'has_synapses', 'sparse_gradient']
 
 
 def has_synapses(relation: Any) -> bool:
@@ -109,13 +110,4 @@ def sparse_gradient(relation: Any, weights: dict[str, Any], x: Any, cotangent: A
     if 'bias' in weights:
         found['bias'] = cotangent.reshape(-1, synapses.outputs).sum(0).reshape(
             weights['bias'].shape)
-    return {key: value * slope(relation, weights, key) for key, value in found.items()}
-
-
-def slope(relation: Any, weights: dict[str, Any], key: str) -> Any:
-    """The derivative of what the op makes of a weight, element by element, before it uses it."""
-    function = relation.eqn_params.get(f'{key}_fn')
-    if function is None:
-        return np.ones((), weights[key].dtype)
-    out, vjp = jax.vjp(function, weights[key])
-    return vjp(jnp.ones_like(out))[0]
+    return {key: pulled_back(relation, weights, key, value) for key, value in found.items()}

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, whole, with_every_step
-from traceops.host.sparse import Synapses, slope
+from traceops.host.sparse import Synapses
+from traceops.host.transforms import slope
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
 __all__ = ['TracePass', 'pair_dense']
@@ -25,8 +26,9 @@ __all__ = ['TracePass', 'pair_dense']
 class TracePass:
     r"""Over the trace of a learner, and with ``kappa`` over its low-pass as well.
 
-    Each leaves as one update of rank T, :math:`e_T = M e_0 + \sum_s x_s \otimes p_s`; ops
-    without a closed form upstream take upstream's own step, T times.
+    Each leaves as one update of rank T, :math:`e_T = M e_0 + \sum_s x_s \otimes p_s`, of which
+    the sum is multiplied by the derivative of what transforms a weight; ops without a closed
+    form take upstream's own step, T times.
 
     Parameters
     ----------
@@ -44,10 +46,8 @@ class TracePass:
         self.decay = {'trace': None, **({'filter': kappa} if kappa is not None else {})}
         self.backend = learner.traceops_settings.backend
         self.keys = learner._recorder.keys
-        #: Relations whose op has no closed form upstream.
-        self.stepped = [v for v in views
-                        if not v.is_sparse
-                        and upstream.chunk_rule(v.relation, learner.fast_solve) is None]
+        #: Relations whose op has no closed form.
+        self.stepped = [v for v in views if not v.has_closed_form(learner)]
         self.closed = [v for v in views if v not in self.stepped]
 
     @property
@@ -96,7 +96,9 @@ class TracePass:
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
-                    update = (self.dense if view.is_dense else
+                    update = (functools.partial(self._transformed, weight_vals)
+                              if view.is_transformed else
+                              self.dense if view.is_dense else
                               functools.partial(self._sparse, weight_vals) if view.is_sparse
                               else self._by_rule)
                     like = states[key].value
@@ -149,6 +151,24 @@ class TracePass:
             named['bias'] = (L * b).sum((0, -1))
         new = {k: a.reshape(old[k].shape) for k, a in new.items()}
         return new, None if signal is None else named
+
+    def _transformed(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
+                     transition: Any, old: Any, signal: Any, in_place: bool = True,
+                     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Matrix weights that the op transforms: what enters went through the transform already."""
+        new, _ = self.dense(view, like, x, leaving, None, None, None)
+        weights = upstream.weights_of(view.relation, weight_vals)
+        new = {k: a * slope(view.relation, weights, k)[..., None] for k, a in new.items()}
+        if old is None:
+            return new, None
+        S = transition.shape[-1]
+        M = transition.reshape(-1, *transition.shape[-3:])
+        at = {'weight': (slice(None), None), 'bias': ()}
+        for k, a in new.items():
+            entering = old[k].reshape(-1, *old[k].shape[{'weight': -3, 'bias': -2}[k]:])
+            carried = sum(M[at[k]][..., j] * entering[..., j:j + 1] for j in range(S))
+            new[k] = a + carried.reshape(a.shape)
+        return new, None if signal is None else pair_dense(old, signal)
 
     def _sparse(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
                 transition: Any, old: Any, signal: Any,

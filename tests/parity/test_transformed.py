@@ -1,0 +1,102 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that the op transforms: masked, signed, squared, standardised."""
+
+import brainstate
+import braintrace
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import traceops
+from tests.parity.harness import assert_close, assert_same_states, both, pair
+from tests.parity.nets import N_IN, Hidden, N, Net, _weight
+from traceops.host.relations import relation_views
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+MASK = np.where(np.random.RandomState(1).rand(N_IN + N, N) < 0.5, 1., 0.)
+
+
+def normalised(w):
+    return w / jnp.sqrt(jnp.sum(w ** 2, 0, keepdims=True))
+
+
+TRANSFORMS = {
+    'masked': lambda w: w * MASK,
+    'signed': lambda w: jnp.abs(w) * (2 * MASK - 1),
+    'clipped': lambda w: jnp.where(w > 0, w ** 2, 0.1 * w),
+    'normalised': normalised,
+}
+
+
+def net(transform, states=1, bias=False):
+    class Transformed(Hidden):
+        def make(self):
+            self.w, self.b = _weight(N_IN + N, N), _weight(N) if bias else None
+
+        def op(self, x, h):
+            return braintrace.matmul(
+                jnp.concatenate([x, h], -1), self.w.value, self.b.value if bias else None,
+                weight_fn=TRANSFORMS.get(transform), bias_fn=jnp.sin if bias else None)
+
+    class Adaptive(Transformed):
+        def init_state(self, batch_size=None, **kwargs):
+            super().init_state(batch_size, **kwargs)
+            self.a = brainstate.HiddenState(jnp.zeros_like(self.h.value))
+
+        def update(self, x):
+            h, a = self.h.value, self.a.value
+            self.h.value = jnp.tanh(0.6 * h + self.op(x, h) - 0.3 * a)
+            self.a.value = 0.9 * a + 0.2 * h
+            return self.h.value @ jnp.asarray(np.random.RandomState(3).randn(N, 2), float)
+    return Net(Transformed if states == 1 else Adaptive)
+
+
+def _slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('transform, rule, vmap, options', [
+    ('masked', 'd_rtrl', False, {'states': 2, 'bias': True}),
+    ('signed', 'd_rtrl', True, {'states': 2}),
+    ('clipped', 'd_rtrl', True, {'bias': True}), ('clipped', 'eprop', False, {}),
+    (None, 'd_rtrl', False, {'bias': True}),
+    _slow('signed', 'eprop', True, {'states': 2}), _slow('masked', 'ostl', False, {}),
+])
+def test_as_upstream(transform, rule, vmap, options):
+    """Windows of three of seven steps; weights that change between calls, and a warm-up."""
+    one = net(transform, **options)
+    want, got = pair(one, rule, 7, vmap, window=3)
+    for i in range(3):
+        a, b = both(want, got, lambda run: run.grad())
+        assert_close(a, b, 1e-10, nonzero=True)
+        assert_same_states(want, got, 1e-10)
+        scale = 0.8 + 0.1 * i
+        for run in (want, got):
+            for state in run.model.states(brainstate.ParamState).values():
+                state.value = jax.tree.map(lambda a, s=scale: a * s - 0.01, state.value)
+        both(want, got, lambda run: brainstate.transform.jit(
+            lambda: run.learner.etrace_evolve(run.x))())
+        assert_same_states(want, got, 1e-10)
+    assert got.inner._last_call[0] == 'window'
+    assert 'pass a step' not in str(traceops.explain(got.learner))
+
+
+@pytest.mark.parametrize('vmap', [False, True])
+def test_a_transform_that_mixes_weights_takes_a_pass_a_step(vmap):
+    want, got = pair(net('normalised', states=2), 'd_rtrl', 7, vmap, window=3)
+    for _ in range(2):
+        a, b = both(want, got, lambda run: run.grad())
+        assert_close(a, b, 1e-10, nonzero=True)
+    assert_same_states(want, got, 1e-10)
+    assert 'is transformed' in ' '.join(str(traceops.explain(got.learner)).split())
+    assert not any(v.has_closed_form(got.inner) for v in relation_views(got.inner))
+
+
+def test_the_trace_of_a_masked_weight_is_no_loop(monkeypatch):
+    """Nothing rolls a trace from step to step."""
+    monkeypatch.setattr('traceops.host.upstream.roll_step', None)
+    _, got = pair(net('masked'), 'd_rtrl', 7)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(got.grad()[0])) > 0

@@ -1,0 +1,67 @@
+# Copyright 2026 the traceops authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What an op makes of its weights before it uses them (``weight_fn``, ``bias_fn``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceops.compiler.jaxpr import elementwise, inlined
+
+__all__ = ['is_elementwise', 'is_transformed', 'pulled_back', 'slope']
+
+
+def _function(relation: Any, key: str) -> Any:
+    return relation.eqn_params.get(f'{key}_fn')
+
+
+def is_transformed(relation: Any) -> bool:
+    """Whether the op of a relation transforms any of its weights."""
+    return any(_function(relation, key) is not None for key in relation.trainable_vars)
+
+
+def is_elementwise(relation: Any) -> bool:
+    """Whether a change of a weight changes, of what the op uses, only what stands in its place.
+
+    Then the transform is a factor of its own for each weight, which stays the same however the
+    hidden states propagate the trace.
+    """
+    return all(_is_elementwise(_function(relation, key), var.aval)
+               for key, var in relation.trainable_vars.items()
+               if _function(relation, key) is not None)
+
+
+def _is_elementwise(function: Any, aval: Any) -> bool:
+    weight = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+    def pull(weight: Any, cotangent: Any) -> Any:
+        return jax.vjp(function, weight)[1](cotangent)[0]
+
+    try:
+        out = jax.eval_shape(function, weight)
+        if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != weight.shape:
+            return False
+        return elementwise(inlined(jax.make_jaxpr(pull)(weight, out)), 0, 1)
+    except jax.errors.UnexpectedTracerError:    # it reads a value of a jitted function that is over
+        return False
+
+
+def pulled_back(relation: Any, weights: dict[str, Any], key: str, cotangent: Any) -> Any:
+    """A gradient of what the op uses, as one of the weight itself."""
+    function = _function(relation, key)
+    if function is None:
+        return cotangent
+    out, vjp = jax.vjp(function, weights[key])
+    return vjp(cotangent.astype(out.dtype))[0]
+
+
+def slope(relation: Any, weights: dict[str, Any], key: str) -> Any:
+    """The derivative of an elementwise transform, in the shape of the weight; 1 for none."""
+    function = _function(relation, key)
+    if function is None:
+        return jnp.ones((), weights[key].dtype)
+    out, vjp = jax.vjp(function, weights[key])
+    return vjp(jnp.ones_like(out))[0]
