@@ -64,7 +64,8 @@ class ProgramCase:
     """A row of ``traceops programs``, and what is aimed at.
 
     ``kernels``, ``time``: at most so many times those of the simulation; ``bytes``: upstream
-    moves at least so many times as many.
+    moves at least so many times as many. ``launches``, ``launches_free``: at most so many, with a
+    trace that is carried over calls and without.
     """
 
     case: Case
@@ -78,7 +79,14 @@ def _program(name: str, net: str, rule: str, n: int, **aims: float) -> ProgramCa
 
 PROGRAMS = (
     _program('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, kernels=1.5, time=1.6, bytes=2.),
-    _program('ES-D-RTRL LIF 128', 'lif', 'ES_D_RTRL', 128, kernels=1.5, time=2., bytes=1.),
-    _program('D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, kernels=1.6, time=2., bytes=20.),
-    _program('D-RTRL ALIF 1024', 'alif', 'D_RTRL', 1024, kernels=1.8, time=2.5, bytes=60.),
+    _program('ES-D-RTRL LIF 128', 'lif', 'ES_D_RTRL', 128, kernels=1.5, time=2., bytes=1.,
+             launches=45),
+    _program('D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, kernels=1.6, time=2., bytes=20.,
+             launches=50, launches_free=40),
+    _program('D-RTRL ALIF 1024', 'alif', 'D_RTRL', 1024, kernels=1.8, time=2.5, bytes=60.,
+             launches=55, launches_free=45),
+    _program('D-RTRL GRU 128', 'gru', 'D_RTRL', 128, launches_free=40),
+    _program('D-RTRL LSTM 64', 'lstm', 'D_RTRL', 64, launches_free=40),
+    ProgramCase(Case('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, None,
+                     vmap=True, n_in=256), dict(launches=60.)),
 )

@@ -129,26 +129,37 @@ def _largest(program: Program) -> list[Any]:
     return sorted(program.kernels, key=lambda k: -k.times * k.microseconds)
 
 
-def _judged(figures: dict[str, Any], who: str = 'traceops') -> dict[str, tuple[float, bool | None]]:
-    """Of each ratio: its value, and whether what is aimed at is met."""
-    program, aims = figures['programs'][who], figures['aims'] if who == 'traceops' else {}
-    values = {**program['over_simulation'], 'bytes': program['bytes_of_upstream']}
+def _aims(figures: dict[str, Any], who: str) -> dict[str, float]:
+    """What is aimed at, of one program."""
+    aims = dict(figures['aims'])
+    free = aims.pop('launches_free', None)
+    if who == 'traceops':
+        return aims
+    return {'launches': free} if who == 'free' and free is not None else {}
+
+
+def _judged(figures: dict[str, Any], who: str) -> dict[str, tuple[float, bool | None]]:
+    """Of launches and each ratio: the value, and whether what is aimed at is met."""
+    program, aims = figures['programs'][who], _aims(figures, who)
+    values = {**program['over_simulation'], 'bytes': program['bytes_of_upstream'],
+              'launches': program['launches']}
     return {key: (value, None if key not in aims else
                   value >= aims[key] if key == 'bytes' else value <= aims[key])
             for key, value in values.items()}
 
 
 def _cells(figures: dict[str, Any], who: str) -> list[str]:
-    program = figures['programs'][who]
+    program, judged, aims = figures['programs'][who], _judged(figures, who), _aims(figures, who)
+
+    def verdict(key: str) -> str:
+        met = judged[key][1]
+        return '' if met is None else f' ({"met" if met else "MISSED"} {aims[key]:g})'
 
     def ratio(key: str) -> str:
-        value, met = _judged(figures, who)[key]
-        verdict = '' if met is None else \
-            f' ({"met" if met else "MISSED"} {figures["aims"][key]:g})'
-        return f'{value:.3g}{verdict}'
+        return f'{judged[key][0]:.3g}{verdict(key)}'
     loops = f' and {program["unknown_loops"]} loops' if program['unknown_loops'] else ''
     return [figures['name'] if who == 'upstream' else '', _WHO[who],
-            f'{program["launches"]}{loops}', f'{program["bytes"] / 1e6:.1f}',
+            f'{program["launches"]}{loops}{verdict("launches")}', f'{program["bytes"] / 1e6:.1f}',
             f'{program["microseconds"]:.4g}', f'{program["temporary"] / 1e6:.1f}',
             *map(ratio, ('kernels', 'time', 'moved', 'bytes'))]
 
@@ -186,8 +197,10 @@ def kernel_table(who: str, program: Program) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Which of the aims were met, and how to read the figures."""
-    missed = [f'  {f["name"]}: {key} {value:.3g}, aimed at {f["aims"][key]:g}'
-              for f in rows for key, (value, met) in _judged(f).items() if met is False]
+    missed = [f'  {f["name"]}{", no carry" * (who == "free")}: {key} {value:.3g}, '
+              f'aimed at {_aims(f, who)[key]:g}'
+              for f in rows for who in f['programs']
+              for key, (value, met) in _judged(f, who).items() if met is False]
     aimed = any(f['aims'] for f in rows)
     head = '\n'.join(['missed:', *missed, '']) if missed else 'every aim met\n' * aimed
     return (f'{head}A model is no timing: it compares programs compiled together. A kernel of '

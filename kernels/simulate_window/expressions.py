@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ['CALLS', 'OPERATORS', 'SAME', 'SHAPES', 'SUMS', 'expression', 'is_number', 'number']
+__all__ = ['SAME', 'SHAPES', 'SUMS', 'Value', 'as_operands', 'expression', 'is_number', 'left_out',
+           'number']
 
 #: Between two operands.
 OPERATORS = {'add': '+', 'add_any': '+', 'sub': '-', 'mul': '*', 'eq': '==', 'ne': '!=', 'lt': '<',
@@ -123,3 +125,57 @@ def _power(eqn: Any, a: str, b: str) -> str | None:
 _SPECIAL: dict[str, Callable[..., str | None]] = {
     'convert_element_type': _converted, 'div': _divided, 'integer_pow': _integer_power,
     'neg': _negative, 'not': _not, 'pow': _power, 'select_n': _selected}
+
+
+#: Of operators: what binds more has a higher rank; a name, a number or a call has the highest.
+_RANKS = ((' == ', 0), (' != ', 0), (' < ', 0), (' <= ', 0), (' > ', 0), (' >= ', 0), (' & ', 0),
+          (' | ', 0), (' ^ ', 0), (' + ', 1), (' - ', 1), (' * ', 2), (' / ', 2))
+_ATOM = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An expression, and how many neurons it has: 0 for a number."""
+
+    text: str
+    n: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Of the operator that is applied last."""
+        outside, depth = [], 0
+        for c in self.text:
+            depth -= c == ')'
+            outside.append(c if depth == 0 else '.')
+            depth += c == '('
+        shown = ''.join(outside)
+        ranks = [rank for operator, rank in _RANKS if operator in shown]
+        return min(ranks, default=1 if shown.startswith('-') else _ATOM)
+
+    def operand(self, least: int) -> str:
+        """As an operand of what binds so much."""
+        return self.text if self.rank >= least else f'({self.text})'
+
+
+def as_operands(name: str, values: Sequence[Value]) -> list[str]:
+    """Texts with the parentheses that an operation needs."""
+    operator = OPERATORS.get(name)
+    if operator is None:
+        between_commas = name in CALLS or name in ('pow', 'select_n')
+        return [v.text if between_commas else v.operand(_ATOM) for v in values]
+    rank = dict(_RANKS)[f' {operator} ']
+    comparison = rank == 0
+    return [values[0].operand(rank + comparison), values[1].operand(rank + 1)]
+
+
+def left_out(name: str, operands: Sequence[Value]) -> Value | None:
+    """The operand that is the result: of a product with 1, of a sum with 0."""
+    if len(operands) != 2:
+        return None
+    a, b = operands
+    if name == 'mul' and a.text == '1.0' or name in ('add', 'add_any') and a.text == '0.0':
+        return b
+    if name in ('mul', 'div') and b.text == '1.0' or name in (
+            'add', 'add_any', 'sub') and b.text == '0.0':
+        return a
+    return None

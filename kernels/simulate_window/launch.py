@@ -15,16 +15,10 @@ import numpy as np
 
 from traceops.compiler.jaxpr import backward_slice, part
 from traceops.kernels.launch import KernelCall, Tile, generation, power_of_2
-from traceops.kernels.simulate_window.step import (
-    Anatomy,
-    Level,
-    Product,
-    Step,
-    UnsupportedError,
-    anatomy,
-    resized,
-)
-from traceops.kernels.simulate_window.text import Exchange, Text, block, list_size, name_of, write
+from traceops.kernels.simulate_window.anatomy import Anatomy, Level, Product, anatomy, resized
+from traceops.kernels.simulate_window.statements import Exchange, block, list_size
+from traceops.kernels.simulate_window.step import Step, UnsupportedError
+from traceops.kernels.simulate_window.text import Text, name_of, write
 
 __all__ = ['EVENTS', 'IN_CACHE', 'MOST', 'described', 'kernel_of', 'name', 'plan']
 

@@ -40,9 +40,11 @@ def test_the_rows_and_what_is_aimed_at():
     aims = {row.case.name: row.aims for row in PROGRAMS}
     assert aims == {
         'ES-D-RTRL LIF 2048': dict(kernels=1.5, time=1.6, bytes=2.),
-        'ES-D-RTRL LIF 128': dict(kernels=1.5, time=2., bytes=1.),
-        'D-RTRL LIF 1024': dict(kernels=1.6, time=2., bytes=20.),
-        'D-RTRL ALIF 1024': dict(kernels=1.8, time=2.5, bytes=60.)}
+        'ES-D-RTRL LIF 128': dict(kernels=1.5, time=2., bytes=1., launches=45),
+        'D-RTRL LIF 1024': dict(kernels=1.6, time=2., bytes=20., launches=50, launches_free=40),
+        'D-RTRL ALIF 1024': dict(kernels=1.8, time=2.5, bytes=60., launches=55, launches_free=45),
+        'D-RTRL GRU 128': dict(launches_free=40), 'D-RTRL LSTM 64': dict(launches_free=40),
+        'ES-D-RTRL two-layer ALIF 128 vmap': dict(launches=60)}
     assert {(row.case.steps, row.case.batch) for row in PROGRAMS} == {(50, 32)}
 
 
@@ -60,6 +62,12 @@ def test_ratios_and_verdicts(found):
     assert '2.1 (MISSED 2)' in programs_command.markdown([row])
     met = programs_command.figures('a net', 'h100', found, dict(kernels=1.5, time=2.2, bytes=1.))
     assert programs_command.summary([met]).startswith('every aim met\n')
+    launched = programs_command.figures('a net', 'h100', found, dict(
+        launches=150, launches_free=130))
+    text = programs_command.markdown([launched])
+    assert '150 (met 150)' in text and '140 and 2 loops (MISSED 130)' in text
+    assert programs_command.summary([launched]).startswith(
+        'missed:\n  a net, no carry: launches 140, aimed at 130\n')
     none = programs_command.figures('a net', 'h100', found, {})
     assert 'met' not in programs_command.summary([none])
     assert 'met' not in programs_command.table([none])

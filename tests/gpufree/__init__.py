@@ -1,5 +1,12 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
 
+import pytest
+
 #: One device of each generation that the launch tables know, by its name in ``targets.GPUS``.
 TARGETS = ('a100', 'h100', 'b200')
+
+
+def quick_first(quick, values):
+    """Values to parametrize with, of which all but one are slow."""
+    return [pytest.param(v, marks=[] if v == quick else pytest.mark.slow) for v in values]

@@ -8,6 +8,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import pathlib
 import re
@@ -17,8 +18,10 @@ import tempfile
 import jax
 import jax.numpy as jnp
 
+from tests.ops.steps import STEPS, I
 from traceops.kernels.adjoint_window.launch import is_separate
 from traceops.kernels.launch import GENERATIONS, kernel_function
+from traceops.kernels.simulate_window.step import trace_step
 from traceops.ops import PRECISIONS
 from traceops.ops.primitive import OPERATIONS
 
@@ -145,7 +148,22 @@ def _sparse_cases():
                    (('by_sample', by_sample),))
 
 
-CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases(), *_sparse_cases()]
+def _simulation_cases():
+    """Of the steps that the tests of the operation have, at the sizes that are trained."""
+    T, B = 50, 32
+    for net, N in (('lif', 128), ('lif', 1024), ('lif', 2048), ('alif', 1024), ('gru', 128)):
+        function, count, _ = STEPS[net]
+        struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        step, operands = trace_step(
+            function, [struct((I + N, N)), struct((N,)), struct((N,))], [struct((T, B, I))],
+            [struct((B, N))] * count, 1, '')
+        for g in GENERATIONS:
+            yield Case(g, 'simulate_window', f'{net} {N}',
+                       tuple((a.shape, a.dtype) for a in operands), (('step', step),))
+
+
+CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases(), *_sparse_cases(),
+         *_simulation_cases()]
 
 
 def compile_case(case):
@@ -154,6 +172,8 @@ def compile_case(case):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     structs, call = case.call()
+    if call.prepare is not None:
+        structs = jax.eval_shape(call.prepare, structs)
     kernel = kernel_function(call.kernel)
     pointers = [_TYPES[jnp.dtype(a.dtype).name] for a in structs]
     outputs = [_TYPES[jnp.dtype(d).name] for i, (_, d) in enumerate(call.outputs)
@@ -169,12 +189,29 @@ def compile_case(case):
                  'enable_fp_fusion': True})
 
 
+_INSTRUCTION = re.compile(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)')
+
+
+def innermost_loops(compiled):
+    """Instructions of every loop that has none inside, in the machine code of a kernel."""
+    lines = _disassemble(compiled.asm['cubin'])[1].splitlines()
+    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r'(\.L\w+):', line))}
+    back = [(labels[m[1]], i) for i, line in enumerate(lines)
+            if (m := re.search(r'\bBRA\b.*`\((\.L\w+)\)', line)) and labels[m[1]] < i]
+    inner = [(a, b) for a, b in back if not any(a <= c and d < b for c, d in back)]
+    return [_INSTRUCTION.findall('\n'.join(lines[a:b + 1])) for a, b in inner]
+
+
 def measure(case):
     """Figures of a case."""
-    compiled = compile_case(case)
+    return measured(compile_case(case))
+
+
+def measured(compiled):
+    """Figures of a compiled kernel."""
     usage, code = _disassemble(compiled.asm['cubin'])
     figure = lambda word: int(re.search(rf'{word}:(\d+)', usage)[1])  # noqa: E731
-    instructions = re.findall(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)', code)
+    instructions = _INSTRUCTION.findall(code)
     kinds = collections.Counter(instructions)
     touching = lambda *heads: {k: n for k, n in kinds.items()  # noqa: E731
                                if k.split('.')[0] in heads}

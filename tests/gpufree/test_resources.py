@@ -13,6 +13,7 @@ from tests.gpufree import resources
 from traceops.kernels.adjoint_window import launch as adjoint_launch
 from traceops.kernels.d_trace_window import launch as d_launch
 from traceops.kernels.es_trace_window import launch as es_launch
+from traceops.kernels.simulate_window import launch
 from traceops.kernels.sparse_trace_gradient import launch as sparse_launch
 from traceops.kernels.trace_gradient import launch as product_launch
 
@@ -27,7 +28,8 @@ def recorded():
                  marks=[] if case.generation == 90 and i % 3 == 2 else pytest.mark.slow)
     for i, case in enumerate(resources.CASES)])
 def test_resources(case, recorded, proof):
-    found, tile = resources.measure(case), case.call()[1].tile
+    compiled, tile = resources.compile_case(case), case.call()[1].tile
+    found = resources.measured(compiled)
     assert found.stack == 0 and found.local == 0, 'registers are spilled'
     assert found.shared <= resources.SHARED[case.generation][1], 'a block may not ask for that'
     fit = resources.blocks_per_sm(found, tile.warps, case.generation)
@@ -41,6 +43,8 @@ def test_resources(case, recorded, proof):
     if case.operation == 'trace_gradient':
         assert found.tensor > 0, 'no instruction of tensor cores'
         assert found.wide > 0 and not found.narrow, 'narrow accesses'
+    if case.operation == 'simulate_window':
+        check_rows(case, compiled)
     proof(case.name, f'{found.registers} registers, {found.shared} B shared',
           f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
           f'{tile.blocks_per_sm} claimed')
@@ -50,6 +54,18 @@ def test_resources(case, recorded, proof):
              if (getattr(found, name) < getattr(before, name) if name == 'wide'
                  else getattr(found, name) > getattr(before, name))]
     assert not worse, worse
+
+
+def check_rows(case, compiled):
+    """Rows of the weights are loaded with nothing to wait for between two of them."""
+    loops = [loop for loop in resources.innermost_loops(compiled)
+             if any(k.startswith('LDG') for k in loop)]
+    made_of = launch.kernel_of(dict(case.params)['step'])[1]
+    assert len(loops) == len(made_of.exchanges)
+    for loop, exchange in zip(loops, made_of.exchanges, strict=True):
+        assert not any(k.startswith('BAR') for k in loop), 'a barrier for every few rows'
+        wide = sum(k.startswith('LDG') and '128' in k.split('.') for k in loop)
+        assert wide >= (8 if exchange.events else 4), 'narrow accesses, or few under way'
 
 
 def test_every_entry_of_the_tables_is_tried():

@@ -13,7 +13,7 @@ import saiunit as u
 from jax.sharding import PartitionSpec as P
 
 import traceops
-from tests.gpufree import TARGETS
+from tests.gpufree import TARGETS, quick_first
 from traceops.benchmarks import loops, programs
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import data, of_case, online
@@ -46,8 +46,8 @@ def calls(nets, quick):
         for net in nets for rule in KERNEL for vmap in (False, True)])
 
 
-@calls(STATES, quick=[('alif', 'D_RTRL', True), ('alif', 'ES_D_RTRL', True),
-                      ('gru', 'D_RTRL', False), ('lif', 'ES_D_RTRL', False)])
+@calls(STATES, quick=[('alif', 'D_RTRL', True), ('gru', 'D_RTRL', False),
+                      ('lif', 'ES_D_RTRL', False)])
 @pytest.mark.parametrize('gpu', ['h100', *(
     pytest.param(gpu, marks=pytest.mark.slow) for gpu in TARGETS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
@@ -69,12 +69,16 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     assert memory < 2 * T * step
 
 
-#: (net, rule, neurons, lanes, whether a trace is carried): launches of a training call of 50 steps.
-BARS = {('lif', 'ES_D_RTRL', 128, False, True): 45, ('two-alif', 'ES_D_RTRL', 128, True, True): 70,
-        ('lif', 'D_RTRL', 1024, False, False): 45, ('lif', 'D_RTRL', 1024, False, True): 50,
-        ('alif', 'D_RTRL', 1024, False, False): 48, ('alif', 'D_RTRL', 1024, False, True): 55,
-        ('gru', 'D_RTRL', 128, False, False): 40, ('lstm', 'D_RTRL', 64, False, False): 45}
-_QUICK = ('lif', 'D_RTRL', 1024, False, True), ('gru', 'D_RTRL', 128, False, False)
+#: (net, rule, neurons, steps, lanes, whether a trace is carried): at most so many launches of a
+#: training call.
+BARS = {('lif', 'ES_D_RTRL', 128, 50, False, True): 45,
+        ('two-alif', 'ES_D_RTRL', 128, 50, True, True): 67,     # aimed at: 60; may not get worse
+        ('lif', 'D_RTRL', 1024, 50, False, False): 40, ('lif', 'D_RTRL', 1024, 50, False, True): 50,
+        ('alif', 'D_RTRL', 1024, 50, False, False): 45,
+        ('alif', 'D_RTRL', 1024, 50, False, True): 55,
+        ('gru', 'D_RTRL', 128, 50, False, False): 40, ('lstm', 'D_RTRL', 64, 50, False, False): 40,
+        ('lif', 'ES_D_RTRL', 2048, 200, False, True): 69}       # aimed at: 50; may not get worse
+_QUICK = ('lif', 'D_RTRL', 1024, 50, False, True), ('gru', 'D_RTRL', 128, 50, False, False)
 
 
 @pytest.mark.parametrize('bar', [pytest.param(
@@ -82,9 +86,9 @@ _QUICK = ('lif', 'D_RTRL', 1024, False, True), ('gru', 'D_RTRL', 128, False, Fal
     for bar in BARS])
 def test_a_window_is_simulated_in_one_launch(bar, proof):
     """And the whole training call is a few dozen."""
-    net, rule, n, vmap, carried = bar
+    net, rule, n, steps, vmap, carried = bar
     brainstate.environ.set(dt=1. * u.ms)
-    training = of_case(Case('one', net, rule, n, None, steps=50, batch=32, vmap=vmap, n_in=256))
+    training = of_case(Case('one', net, rule, n, None, steps=steps, batch=32, vmap=vmap, n_in=256))
     form = FORM if carried else {**FORM, 'carry_trace': False}
     compiled = programs.compile_stateful('h100', online(training, traceops.compile, **form),
                                          training.inputs, training.targets)
@@ -96,7 +100,7 @@ def test_a_window_is_simulated_in_one_launch(bar, proof):
           f'{found.total.launches} launches, at most {BARS[bar]}')
 
 
-@calls(('lif', 'alif'), quick=[('alif', 'D_RTRL', False), ('lif', 'ES_D_RTRL', True)])
+@calls(('lif', 'alif'), quick=[('alif', 'D_RTRL', False)])
 def test_eight_devices_gather_nothing(net, rule, vmap, proof):
     """The batch spread over eight: sums over the batch are sent, nothing else."""
     function, given = call(net, rule, vmap)
@@ -153,7 +157,7 @@ def test_steps_in_a_loop_update_the_trace_in_place(proof):
     assert ours.bytes < 6 * 3.6 * trace < upstream.bytes
 
 
-@pytest.mark.parametrize('rule', KERNEL)
+@pytest.mark.parametrize('rule', quick_first('ES_D_RTRL', KERNEL))
 def test_a_loop_written_by_hand_shares_launches(rule, proof):
     """Five steps share the launches and the stores of an iteration."""
     brainstate.environ.set(dt=1. * u.ms)

@@ -15,7 +15,8 @@ from tests.ops import suites
 from tests.ops.steps import STEPS, lif, operands_of
 from traceops import ops
 from traceops.kernels.simulate_window import launch
-from traceops.kernels.simulate_window.step import UnsupportedError, anatomy, resized, trace_step
+from traceops.kernels.simulate_window.anatomy import anatomy, resized
+from traceops.kernels.simulate_window.step import UnsupportedError, trace_step
 
 EXAMPLES = pathlib.Path(package.__file__).parent / 'examples'
 

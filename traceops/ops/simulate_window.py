@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceops.kernels.simulate_window import launch
+from traceops.kernels.simulate_window.anatomy import anatomy
 from traceops.kernels.simulate_window.reference import simulate_window as _definition
-from traceops.kernels.simulate_window.step import Step, UnsupportedError, anatomy, trace_step
+from traceops.kernels.simulate_window.step import Step, UnsupportedError, trace_step
 from traceops.ops import choice
 from traceops.ops.primitive import Axes, Operation, bind, define
 from traceops.ops.report import why
@@ -63,7 +64,10 @@ def _reference(*operands: Any, step: Step) -> tuple[Any, ...]:
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[int | None],
            request: str, params: dict[str, Any]) -> Any:
-    """The mapped axis is one more axis of samples; weights of each lane keep the loop."""
+    """The mapped axis is one more axis of samples.
+
+    Weights of each lane keep the loop, and so do inputs of samples that the lanes share.
+    """
     step: Step = params['step']
     constants, slices, states = step.split(operands)
     of_constants, of_slices, of_states = step.split(dims)
