@@ -151,15 +151,15 @@ def _sparse_cases():
 def _simulation_cases():
     """Of the steps that the tests of the operation have, at the sizes that are trained."""
     T, B = 50, 32
-    for net, N in (('lif', 128), ('lif', 1024), ('lif', 2048), ('alif', 1024), ('gru', 128)):
+    for g, (net, N) in itertools.product(GENERATIONS, (
+            ('lif', 128), ('lif', 1024), ('lif', 2048), ('alif', 1024), ('gru', 128))):
         function, count, _ = STEPS[net]
         struct = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         step, operands = trace_step(
             function, [struct((I + N, N)), struct((N,)), struct((N,))], [struct((T, B, I))],
             [struct((B, N))] * count, 1, '')
-        for g in GENERATIONS:
-            yield Case(g, 'simulate_window', f'{net} {N}',
-                       tuple((a.shape, a.dtype) for a in operands), (('step', step),))
+        yield Case(g, 'simulate_window', f'{net} {N}',
+                   tuple((a.shape, a.dtype) for a in operands), (('step', step),))
 
 
 CASES = [*_scan_cases(), *_scan_forms(), *_trace_cases(), *_product_cases(), *_sparse_cases(),
