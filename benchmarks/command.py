@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from traceops.benchmarks import loops, report
+from traceops.benchmarks import loops, report, user_programs
 from traceops.benchmarks.cases import CASES, Case
 from traceops.benchmarks.measure import run
 
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='on a GPU: operations (of that name) with other launch tables')
     parser.add_argument('--loops', action='store_true',
                         help='measure hand-written training loops instead')
+    parser.add_argument('--programs', action='store_true',
+                        help='measure training programs as people write them instead')
     parser.add_argument('--peers', action='store_true',
                         help='the same net by BPTT in other libraries, where they are installed')
     parser.add_argument('--against', type=pathlib.Path, metavar='FILE',
@@ -55,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.plots and (args.loops or args.operations):
         parser.error('--plots draws nets: leave out --loops and --operations')
+    if args.programs and (args.loops or args.operations or args.plots or args.peers
+                          or args.against or args.tiles is not None):
+        parser.error('--programs is a table of its own: leave out --loops, --operations, --plots, '
+                     '--peers, --against, --tiles')
     if args.operations and (args.loops or args.markdown):
         parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
     if jax.default_backend() == 'gpu':      # else gradients are compared in tf32
@@ -62,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.against and (args.loops or args.operations or args.peers or args.tiles is not None):
         parser.error('--against compares nets: leave out --loops, --operations, --peers, --tiles')
     if args.loops:
-        return _loops(args)
+        return _loops(args, loops, 'loop', 'loops', loops.CASES)
+    if args.programs:
+        return _loops(args, user_programs, 'program', 'programs', user_programs.PROGRAMS)
     if args.peers:
         return _peers(args)
     cases = _chosen(CASES, args)
@@ -131,21 +139,23 @@ def _peers(args: argparse.Namespace) -> int:
     return 0
 
 
-def _loops(args: argparse.Namespace) -> int:
-    cases = _chosen(loops.CASES, args)
+def _loops(args: argparse.Namespace, table: Any, what: str, key: str,
+           known: Sequence[Any]) -> int:
+    """A table of ``loops`` or of ``user_programs``."""
+    cases = _chosen(known, args)
     if not cases:
-        print(f'no loop matches {" ".join(args.cases)!r}; known: '
-              f'{", ".join(c.name for c in loops.CASES)}', file=sys.stderr)
+        print(f'no {what} matches {" ".join(args.cases)!r}; known: '
+              f'{", ".join(c.name for c in known)}', file=sys.stderr)
         return 2
     if args.list:
         print('\n'.join(c.name for c in cases))
         return 0
-    rows = loops.main(cases, args.repeats)
+    rows = table.main(cases, args.repeats)
     if args.json:
-        args.json.write_text(json.dumps({'machine': report.machine(), 'loops': rows}, indent=2)
+        args.json.write_text(json.dumps({'machine': report.machine(), key: rows}, indent=2)
                              + '\n')
     if args.markdown:
-        args.markdown.write_text(loops.markdown(rows))
+        args.markdown.write_text(table.markdown(rows))
     return 1 if any(row['error'] for row in rows) else 0
 
 

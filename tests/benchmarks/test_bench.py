@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from traceops import benchmarks
-from traceops.benchmarks import loops, measure, report
+from traceops.benchmarks import loops, measure, report, user_programs
 from traceops.benchmarks.cases import CASES, Case
 
 TINY = Case('tiny', 'lif', 'D_RTRL', 16, 1e9, 0., steps=5, batch=4)
@@ -118,3 +118,34 @@ def test_a_loop_from_end_to_end(capsys):
     assert not row['error'] and row['difference'] <= 1e-5
     assert benchmarks.main(['--loops', '--list']) == 0
     assert 'clipped at every step' in capsys.readouterr().out
+
+
+def _tiny(program):
+    case = dataclasses.replace(program.case, n=8, steps=6, batch=2, n_in=10, n_out=2)
+    return dataclasses.replace(program, case=case, warm_up=4 if program.warm_up else 0, rounds=1)
+
+
+@pytest.mark.usefixtures('compiled_quickly')
+@pytest.mark.parametrize('place', [0, 3, 4, 8, 9])
+def test_a_program_from_end_to_end(place):
+    row = user_programs.run(_tiny(user_programs.PROGRAMS[place]), 1)
+    assert not row['error'] and row['difference'] <= 1e-5 and row['value'] >= 0
+    text = user_programs.markdown([json.loads(json.dumps(row))])
+    assert ('met' if user_programs.met(row) else 'MISSED') in text
+
+
+def test_a_program_with_a_wrong_gradient_gets_no_figure():
+    grads = iter([jnp.ones(3), jnp.ones(3) * 1.001])
+    program = dataclasses.replace(_tiny(user_programs.PROGRAMS[0]), build=lambda one: lambda x, y: (
+        next(grads)))
+    row = user_programs.run(program, 1)
+    assert 'gradients differ' in row['error'] and row['value'] is None
+    assert 'REFUSED: gradients differ' in user_programs.markdown([row])
+
+
+def test_programs_are_named(capsys):
+    assert benchmarks.main(['--programs', '--list']) == 0
+    assert 'warm-up' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        benchmarks.main(['--programs', '--loops'])
+    assert 'leave out --loops' in capsys.readouterr().err
