@@ -62,6 +62,7 @@ setup(
     python_requires='>=3.11,<3.14',
     install_requires=[
         'braintrace>=0.2.6,<0.2.9',
+        'brainevent>=0.2',
         'jax>=0.10,<0.13',
         'jaxlib>=0.10,<0.13',
         'brainstate>=0.5.4,<0.7',

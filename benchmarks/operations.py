@@ -97,6 +97,10 @@ def cases(T: int = 50, B: int = 32, N: int = 256) -> Iterator[OperationCase]:
                             (e, x, f, D[0], L[0]))
         yield OperationCase(f'd_trace_update S={S}', 'd_trace_window', ops.d_trace_update,
                             (e, x[0], f[0], D[0], L[0]))
+    sources = np.sort(rng.integers(0, N, N * N // 20 + 1)).astype(np.int32)      # 5 % of synapses
+    targets = rng.integers(0, N, len(sources)).astype(np.int32)
+    yield OperationCase('sparse_trace_gradient', 'sparse_trace_gradient',
+                        ops.sparse_trace_gradient, (x, draw(T, B, N), sources, targets))
     yield OperationCase('simulate_window LIF', 'simulate_window', _lif,
                         (draw(B, N), draw(T, B, N), draw(N, N) * np.float32(N ** -.5)))
     spikes = (rng.random((T, B, N)) < 0.2).astype(np.float32)

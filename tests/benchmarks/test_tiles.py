@@ -99,7 +99,8 @@ def test_a_tile_that_does_not_compile_is_said(tried):
 
 
 def test_every_operation_has_candidates():
-    assert {case.operation for case in cases(2, 1, 3)} == set(tiles.CANDIDATES)
+    """But the one whose kernels are written for a step: it has no table of tiles."""
+    assert {case.operation for case in cases(2, 1, 3)} == {*tiles.CANDIDATES, 'simulate_window'}
 
 
 def test_without_a_gpu_it_says_so(capsys):

@@ -168,7 +168,7 @@ def test_a_bootstrapped_signal_is_upstreams_to_the_last_bit():
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (plain[1], found[1][0][0])),
                                               strict=True))
     (row,) = traceops.explain(learner).rows
-    assert row.engine == 'upstream' and 'several steps at once' in row.reason
+    assert row.engine == 'upstream' and 'injects a cotangent' in row.reason
 
 
 @pytest.mark.parametrize('name, engine', [('chunks of two', 'per-step'), ('one', 'window')])
