@@ -28,6 +28,9 @@ def compiled_once(tmp_path_factory):
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
     yield
+    # a program that still waits for a Python callback when the interpreter ends would never end
+    jax.effects_barrier()
+    jax.block_until_ready(jax.live_arrays())
 
 
 @pytest.fixture(autouse=True)

@@ -81,7 +81,7 @@ def test_explain_names_the_operation_that_is_in_the_way():
 
 
 def test_explain_without_a_loop():
-    assert 'No loop' in str(traceops.explain(lambda x: x + 1., 2.))
+    assert 'No fast learner was seen at work' in str(traceops.explain(lambda x: x + 1., 2.))
     with pytest.raises(TypeError, match='function and its example arguments'):
         traceops.explain(3)
 
