@@ -181,3 +181,18 @@ def test_no_warning_that_upstream_does_not_give():
         evolve_and_learn(run)
     row = traceops.explain(run.learner).rows[0]
     assert 'is read by etp_lora' in row.reason
+
+
+def test_what_a_call_outside_jit_costs_is_said_after_the_second():
+    run = start(traceops.compile, NETS['lif'], 'es', 9)
+
+    def said():
+        return [n for n in traceops.explain(run.learner).notes if 'outside jit' in n]
+
+    def call():
+        return run.learner.etrace_grad(run.x, step_fn=lambda x: (run.learner(x) ** 2).mean())
+    brainstate.transform.jit(call)()
+    call()
+    assert not said()
+    call()
+    assert len(said()) == 1 and '2 calls' in said()[0] and 'brainstate.transform.jit' in said()[0]

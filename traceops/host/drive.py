@@ -120,6 +120,8 @@ def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, rea
     """Remember a call for ``explain``, and the lanes that it runs in."""
     if driver is not learner:
         learner._lanes = _lanes_of(learner)
+    given = jax.tree.leaves((sequences, [st.value for st in learner.param_states.values()]))
+    learner._calls.outside_jit += not any(isinstance(a, jax.core.Tracer) for a in given)
     note(learner, what, upstream.sequence_length(sequences), engine, reason,
          learner._entered_from_zero)
 

@@ -319,12 +319,18 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
 def _notes(inner: Any, rows: list[Row]) -> list[str]:
     notes = []
     settings = getattr(inner, 'traceops_settings', None)
-    calls = tuple(getattr(inner, '_calls', ()))
+    calls_of: seen.Calls | None = getattr(inner, '_calls', None)
+    calls = tuple(calls_of or ())
     if settings is not None:
         window = settings.window or f'chosen within {_mib(settings.memory_budget)}'
         notes.append(f'window: {window}; precision {settings.precision}; '
                      f'carry_trace={settings.carry_trace}')
     notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})' for c in calls]
+    outside = calls_of.outside_jit if calls_of is not None else 0
+    if outside > 1:
+        notes.append(f'{outside} calls were made outside jit, where each traces and compiles its '
+                     'parts again: seconds, where the program itself takes milliseconds. Call it '
+                     'in a function decorated with @brainstate.transform.jit')
     notes += faults.notes(inner, all(r.engine == 'window' for r in rows))
     if jax.default_backend() == 'gpu' and getattr(inner, '_steps', None) is not None \
             and inner._carries_trace:

@@ -78,10 +78,11 @@ def _remember(book: dict[Call, None], call: Call) -> None:
 
 
 class Calls:
-    """The calls of one learner, the oldest first."""
+    """The calls of one learner, the oldest first, and how many were made outside jit."""
 
     def __init__(self) -> None:
         self.book: dict[Call, None] = {}
+        self.outside_jit = 0
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self.book)
