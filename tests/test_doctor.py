@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import types
 
+import braintrace
 import pytest
+from packaging.version import Version
 
 import traceops
 from traceops import doctor
@@ -11,6 +13,8 @@ from traceops.benchmarks import measure
 
 def test_versions():
     assert doctor.check_versions().passed
+    old = Version(braintrace.__version__) < Version('0.2.8')
+    assert ('Linear readout' in doctor.check_versions().found) == old
     check = doctor.check_versions({'braintrace': '0.2.8', 'jax': '0.14'})
     assert not check.passed
     assert 'jax 0.14' in check.found and 'pip install' in check.advice

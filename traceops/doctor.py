@@ -49,7 +49,13 @@ def check_versions(found: Mapping[str, str | None] | None = None) -> Check:
     except UnsupportedVersionError as err:
         found_text, _, advice = str(err).partition(' Install ')
         return Check('versions', False, found_text, f'install {advice}')
-    return Check('versions', True, 'braintrace and jax are in the supported range')
+    from traceops.host import upstream
+    missed = '' if upstream.TRAINS_READOUTS else (
+        "; with vjp_method='single-step' this braintrace returns a zero gradient for a parameter "
+        'that no hidden state follows, such as a plain Linear readout (explain names them)')
+    return Check('versions', True, f'braintrace and jax are in the supported range{missed}',
+                 'give the readout a state (braintrace.nn.LeakyRateReadout), or install '
+                 "'braintrace>=0.2.8'" if missed else '')
 
 
 def check_import_name(owners: Iterable[str] | None = None) -> Check:

@@ -271,6 +271,11 @@ def pairs_with_the_step_before(learner: Any) -> bool:
     return bool(learner.vjp_method == 'multi-step')
 
 
+#: Whether a parameter that no hidden state follows has a gradient with a single-step VJP
+#: (braintrace 0.2.8; before it is zero).
+TRAINS_READOUTS = hasattr(VjpAlgorithm, '_has_hidden_output_bypass')
+
+
 def has_bypass(learner: Any) -> bool:
     """Whether there is a signal on previous hidden values: of a multi-step VJP, or of an output
     that reads one around the new ones (braintrace 0.2.8).
