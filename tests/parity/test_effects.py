@@ -99,6 +99,36 @@ def test_a_loop_that_waits(float64, rule, vmap, window):
     assert_close(want, got, 1e-10, nonzero=True)
 
 
+@pytest.mark.parametrize('jitted', [False, True])
+def test_what_ran_before_an_error_ran_once(compiled_quickly, jitted):
+    """Outside jit too, where the error is there while the loop is looked at."""
+    def run():
+        task, log = Task('gru', 'd_rtrl', vmap=False).begin(), []
+
+        def see(i):
+            log.append(int(i))
+            if i == 3:
+                raise ValueError('stop')
+
+        def step(total, slices):
+            i, x, y = slices
+            grads, loss, _ = task.grad(x, y)
+            jax.debug.callback(see, i, ordered=True)
+            return add(total, grads), None
+
+        def training():
+            return brainstate.transform.scan(
+                step, task.zeros(), (jnp.arange(len(task.x)), task.x, task.y))[0]
+        with pytest.raises(Exception, match='stop'):
+            jax.block_until_ready((brainstate.transform.jit(training) if jitted else training)())
+            jax.effects_barrier()
+        return log
+    assert run() == [0, 1, 2, 3]
+    with fates() as seen, traceops.enabled():
+        assert run() == [0, 1, 2, 3]
+    assert seen[0].deferred and not seen[0].kept
+
+
 def test_an_error_in_a_loop_that_waits(compiled_quickly):
     def run():
         task = Task('gru', 'd_rtrl', vmap=False).begin()

@@ -25,6 +25,7 @@ from traceops.host.seen import caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.loops.analysis import Analysis, Learner, owners_in
 from traceops.loops.deferred import DeferredLoop
+from traceops.loops.flat import apply
 from traceops.loops.trace import TracedCall, TracedLoop
 
 __all__ = ['Loop', 'known', 'scan', 'watching']
@@ -84,7 +85,7 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if call.equation is None or not owners_in(call.closed.jaxpr):
         return call.run()
     learners: Sequence[Learner] = ()
-    loop, window, out, block_products = None, None, None, 0
+    loop, deferred = None, None
     try:
         loop = TracedLoop(call.equation)
         if loop.steps > 1:
@@ -94,32 +95,48 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                     one, reason=one.reason or why_short(one.owner, one.lanes, loop.steps) or '')
                 for one in analysis.learners]
             if analysis.deferred:
-                out, window, block_products = _deferred(original, call, loop, analysis)
+                deferred = _deferred(original, loop, analysis)
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
-        learners = [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
-                    for one in learners]
-    if learners and loop is not None:
-        _report(learners, loop.steps, window, block_products)
-    return call.run() if out is None else out
+        learners = _refused(learners, err)
+
+    def instead(*operands: Any) -> Sequence[Any]:
+        """Traced before anything runs: an error of the loop itself is not one of the choice."""
+        nonlocal deferred, learners
+        try:
+            with unwatched():
+                closed = jax.make_jaxpr(deferred)(*operands)
+        except Exception as err:
+            deferred, learners = None, _refused(learners, err)
+            return apply(call.equation, operands)
+        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
+
+    try:
+        return call.run() if deferred is None else call.run(instead)
+    finally:
+        if learners and loop is not None:
+            _report(learners, loop.steps, deferred)
 
 
-def _deferred(original: Callable[..., Any], call: TracedCall, loop: TracedLoop,
-              analysis: Analysis) -> tuple[Any, int, int]:
-    """Results without traces, the window, and products that are taken in column blocks."""
+def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
+    """None of the gradients waits, for an error that nobody foresaw."""
+    return [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
+            for one in learners]
+
+
+def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis) -> DeferredLoop:
+    """The loop without the traces of the learners whose gradients wait."""
     learners = [Deferred(one) for one in analysis.deferred]
     forms = [form_of_loops(one.settings) for one in learners]
     with unwatched():
-        deferred = DeferredLoop(original, loop, analysis, learners,
-                                blocks=all(form['blocks'] for form in forms),
-                                unroll=max(form['unroll'] for form in forms))
-        out = call.run(deferred)
-    return out, deferred.window, deferred.block_products
+        return DeferredLoop(original, loop, analysis, learners,
+                            blocks=all(form['blocks'] for form in forms),
+                            unroll=max(form['unroll'] for form in forms))
 
 
-def _report(learners: Sequence[Learner], steps: int, window: int | None,
-            block_products: int) -> None:
+def _report(learners: Sequence[Learner], steps: int, deferred: DeferredLoop | None) -> None:
     loop = Loop(
-        where=caller(), steps=steps, window=window, block_products=block_products,
+        where=caller(), steps=steps, window=deferred.window if deferred else None,
+        block_products=deferred.block_products if deferred else 0,
         deferred=tuple(name_of(one.owner) for one in learners if not one.reason),
         kept=tuple((name_of(one.owner), one.reason) for one in learners if one.reason),
         events=tuple(dict.fromkeys(
