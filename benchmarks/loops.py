@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import saiunit as u
-from rich.table import Table
 from tqdm import tqdm
 
 import traceops
@@ -31,7 +30,6 @@ from traceops.benchmarks import report
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import TOLERANCE, check, compiled, data
 from traceops.benchmarks.nets import make
-from traceops.text import render
 
 __all__ = ['CASES', 'LoopCase', 'main', 'markdown', 'run']
 
@@ -235,15 +233,4 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(cases: list[LoopCase], repeats: int) -> list[dict[str, Any]]:
     """Measure, print the table, return the figures."""
-    print(report.machine_text())
-    rows = []
-    for one in cases:
-        rows.append(run(one, repeats))
-        print(' | '.join(_cells(rows[-1])), flush=True)
-    table = Table()
-    for name in _HEAD:
-        table.add_column(name, overflow='fold')
-    for row in rows:
-        table.add_row(*_cells(row))
-    print(render(table, width=160))
-    return rows
+    return report.each(cases, lambda one: run(one, repeats), _HEAD, _cells)

@@ -18,8 +18,8 @@ from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import Row
 from traceops.text import render
 
-__all__ = ['failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'slower', 'summary',
-           'table']
+__all__ = ['each', 'failed', 'figures', 'line', 'machine', 'machine_text', 'markdown', 'slower',
+           'summary', 'table']
 
 LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
 
@@ -147,6 +147,23 @@ def table(rows: list[dict[str, Any]]) -> str:
     for f in rows:
         out.add_row(*_cells(f))
     return render(out, width=200)
+
+
+def each(cases: Sequence[Any], measure: Callable[[Any], dict[str, Any]], head: Sequence[str],
+         cells: Callable[[dict[str, Any]], list[str]]) -> list[dict[str, Any]]:
+    """Measure one after the other: a line as soon as it is known, the table at the end."""
+    print(machine_text())
+    rows = []
+    for case in cases:
+        rows.append(measure(case))
+        print(' | '.join(cells(rows[-1])), flush=True)
+    out = Table()
+    for name in head:
+        out.add_column(name, overflow='fold')
+    for row in rows:
+        out.add_row(*cells(row))
+    print(render(out, width=160))
+    return rows
 
 
 def markdown(rows: list[dict[str, Any]], head: Sequence[str] = _HEAD,

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import saiunit as u
-from rich.table import Table
 
 import traceops
 from traceops.benchmarks import report
@@ -35,7 +34,6 @@ from traceops.benchmarks.measure import (
     simulation,
 )
 from traceops.benchmarks.nets import make
-from traceops.text import render
 
 __all__ = ['PROGRAMS', 'Program', 'main', 'markdown', 'run']
 
@@ -259,15 +257,4 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(programs: list[Program], repeats: int) -> list[dict[str, Any]]:
     """Measure, print the table, return the figures."""
-    print(report.machine_text())
-    rows = []
-    for one in programs:
-        rows.append(run(one, repeats))
-        print(' | '.join(_cells(rows[-1])), flush=True)
-    table = Table()
-    for name in _HEAD:
-        table.add_column(name, overflow='fold')
-    for row in rows:
-        table.add_row(*_cells(row))
-    print(render(table, width=160))
-    return rows
+    return report.each(programs, lambda one: run(one, repeats), _HEAD, _cells)

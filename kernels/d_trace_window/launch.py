@@ -15,30 +15,20 @@ __all__ = ['MAX_STATES', 'TABLE', 'plan']
 
 MAX_STATES = 8
 
+#: Inputs and outputs of a tile by the number of states, for few steps and for many.
+_TILES = {
+    False: {1: (32, 64), 2: (16, 64), 3: (16, 32), 4: (16, 32), 5: (16, 16), 6: (16, 16),
+            7: (16, 16), 8: (16, 16)},
+    True: {1: (64, 64), 2: (64, 32), 3: (32, 16), 4: (64, 16), 5: (16, 16), 6: (16, 16),
+           7: (16, 16), 8: (32, 8)}}
+
 #: (generation, dtype of the trace, S, whether steps are many) to the tile
 #: ``(inputs, outputs, steps)``; no steps: they are added one by one.
 TABLE: dict[tuple[int, str, int, bool], Tile] = {
-    (g, dtype, S, many): tile
+    (g, dtype, S, many): Tile((*block, 16 if many else 0), warps=4, stages=2,
+                              blocks_per_sm=2 if many else 3 if S == 7 else 4)
     for g in (80, 90, 100) for dtype in ('float32', 'bfloat16', 'float16')
-    for S, tiles in {
-        1: (Tile((32, 64, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((64, 64, 16), warps=4, stages=2, blocks_per_sm=2)),
-        2: (Tile((16, 64, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((64, 32, 16), warps=4, stages=2, blocks_per_sm=2)),
-        3: (Tile((16, 32, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((32, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
-        4: (Tile((16, 32, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((64, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
-        5: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
-        6: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
-        7: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=3),
-            Tile((16, 16, 16), warps=4, stages=2, blocks_per_sm=2)),
-        8: (Tile((16, 16, 0), warps=4, stages=2, blocks_per_sm=4),
-            Tile((32, 8, 16), warps=4, stages=2, blocks_per_sm=2)),
-    }.items()
-    for many, tile in enumerate(tiles) for many in (bool(many),)}
+    for many, blocks in _TILES.items() for S, block in blocks.items()}
 
 #: The most steps that are added one by one (measured on an H200: of one step that takes 0.55 of
 #: XLA's time, with two states 0.43, of fifty 2.7); more are multiplied on tensor cores.
