@@ -104,3 +104,37 @@ def test_what_each_version_trains():
     zero = versions.installed_versions()['braintrace'] == '0.2.6'
     assert (np.linalg.norm(weight) == 0) == zero
     assert faults.untrained(upstream.inner) == (['out.weight'] if zero else [])
+
+
+class Chain(brainstate.nn.Module):
+    """Two states of a neuron, the second of which reads the new or the old value of the first."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.new, self.linear = new, braintrace.nn.Linear(3, 5)
+        self.a, self.b = (brainstate.HiddenState(jnp.zeros((2, 5))) for _ in 'ab')
+
+    def begin(self):
+        self.a.value, self.b.value = jnp.zeros((2, 5)), jnp.zeros((2, 5))
+
+    def update(self, x):
+        old = self.a.value
+        self.a.value = .5 * old + self.linear(x)
+        self.b.value = .9 * self.b.value + jnp.tanh(self.a.value if self.new else old)
+        return self.b.value + (0. if self.new else self.a.value)
+
+
+@pytest.mark.parametrize('new, times', [(True, 2.), (False, 1.)])
+@pytest.mark.parametrize('compiler', [braintrace.compile, traceops.compile])
+def test_a_state_that_reads_a_new_value_counts_twice(float64, compiler, new, times):
+    """Upstream's D-RTRL, beside autodiff of one step; reproduced."""
+    net, x = Chain(new), jnp.asarray(np.random.RandomState(0).randn(2, 3))
+    weights = net.states(brainstate.ParamState)
+    want = brainstate.transform.grad(lambda: (net(x) ** 2).sum(), weights)()
+    net.begin()
+    learner = compiler(net, braintrace.D_RTRL, x)
+    net.begin()
+    got = brainstate.transform.grad(lambda: (learner(x) ** 2).sum(), weights)()
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        assert np.linalg.norm(a) > 0
+        np.testing.assert_allclose(b, times * a, rtol=1e-10)

@@ -73,7 +73,7 @@ def _guarded(shape: tuple[int, ...], dtype: Any, around: float) -> tuple[np.ndar
     size = int(np.prod(shape))
     whole = np.full(size + 2 * MARGIN, around, dtype)
     inner = whole[MARGIN:MARGIN + size].reshape(shape)
-    inner[...] = np.nan if np.issubdtype(dtype, np.inexact) else np.iinfo(dtype).min
+    inner[...] = np.nan if jnp.issubdtype(dtype, jnp.inexact) else np.iinfo(dtype).min
     return inner, whole
 
 
