@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with large weights are taken some columns at a time, with the same result."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from tests.parity.test_rules import compare
 from traceops.compiler import column_blocks
 from traceops.compiler.jaxpr import inlined
 from traceops.compiler.partition import partition_step
+from traceops.compiler.simulation import advance, blocks_of, simulate
 from traceops.host.explain import LoopsExplanation
 
 
@@ -28,7 +31,7 @@ def integrate_and_fire(x, h, W):
     return h, h.sum()
 
 
-def phases(batch, n_in, n, asked=True, step=step):
+def partition(batch, n_in, n, asked=True, step=step):
     x, h, W = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (
         (batch, n_in), (batch, n), (n_in + n, n)))
     closed = inlined(jax.make_jaxpr(step)(x, h, W))
@@ -40,21 +43,21 @@ def phases(batch, n_in, n, asked=True, step=step):
     (8, 50, 1024, True), (8, 50, 1000, False),          # 4 MiB: only with rows of 4 KiB
     (8, 50, 128, False), (1, 50, 2048, False), (64, 50, 2048, False)])
 def test_which_products(batch, n_in, n, taken):
-    assert bool(phases(batch, n_in, n).block_products) == taken
-    assert not phases(batch, n_in, n, asked=False).block_products
+    assert bool(partition(batch, n_in, n).block_products) == taken
+    assert not partition(batch, n_in, n, asked=False).block_products
 
 
 @pytest.mark.parametrize('n', [1024, 2000])
 def test_the_numbers_are_those_of_the_whole_product(n):
-    cut, whole = phases(8, 50, n), phases(8, 50, n, asked=False)
+    cut, whole = partition(8, 50, n), partition(8, 50, n, asked=False)
     rng = np.random.RandomState(0)
     W, x, h = (jnp.asarray(rng.randn(*s), jnp.float32) for s in ((50 + n, n), (8, 50), (8, n)))
-    taken = cut.blocks([W])
+    taken = blocks_of(cut, [W])
     (columns,) = taken.values()
     assert [c.shape[1] for c in columns] == [*[704] * (n // 704), n % 704]
-    assert not whole.blocks([W])
-    for run in ('simulate', 'advance'):
-        a, b = (jax.jit(getattr(p, run))([W], [x], [h], given)
+    assert not blocks_of(whole, [W])
+    for run in (simulate, advance):
+        a, b = (jax.jit(functools.partial(run, p))([W], [x], [h], given)
                 for p, given in ((cut, taken), (whole, {})))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), a, b)
         assert jnp.abs(jax.tree.leaves(a)[0]).min() > 0
@@ -63,7 +66,7 @@ def test_the_numbers_are_those_of_the_whole_product(n):
 @pytest.mark.parametrize('n', [1024, 2000])
 def test_spikes_are_those_of_the_whole_product(n):
     """Twenty steps, in which one spike more or less would grow to many."""
-    cut, whole = (phases(8, 50, n, asked, integrate_and_fire) for asked in (True, False))
+    cut, whole = (partition(8, 50, n, asked, integrate_and_fire) for asked in (True, False))
     rng = np.random.RandomState(0)
     W = jnp.asarray(4 * rng.randn(50 + n, n) / n ** .5, jnp.float32)
     xs = jnp.asarray(rng.rand(20, 8, 50) < .1, jnp.float32)
@@ -71,8 +74,8 @@ def test_spikes_are_those_of_the_whole_product(n):
 
     def spikes(p):
         def run(W, xs, h):
-            given = p.blocks([W])
-            return jax.lax.scan(lambda h, x: 2 * (p.simulate([W], [x], h, given)[0],), [h], xs)[1]
+            given = blocks_of(p, [W])
+            return jax.lax.scan(lambda h, x: 2 * (simulate(p, [W], [x], h, given)[0],), [h], xs)[1]
         return jax.jit(run)(W, xs, h)[0] > 1
     a, b = spikes(cut), spikes(whole)
     assert cut.block_products and not whole.block_products
@@ -80,12 +83,12 @@ def test_spikes_are_those_of_the_whole_product(n):
 
 
 def test_weights_are_cut_outside_of_the_loop():
-    cut = phases(8, 50, 1024)
+    cut = partition(8, 50, 1024)
 
     def loop(W, xs, h):
-        given = cut.blocks([W])
+        given = blocks_of(cut, [W])
         return jax.lax.scan(
-            lambda h, x: (cut.simulate([W], [x], [h], given)[0][0], None), h, xs)[0]
+            lambda h, x: (simulate(cut, [W], [x], [h], given)[0][0], None), h, xs)[0]
 
     jaxpr = jax.make_jaxpr(loop)(*(jnp.zeros(s) for s in ((1074, 1024), (5, 8, 50), (8, 1024))))
     (scan,) = (e for e in jaxpr.eqns if e.primitive.name == 'scan')
@@ -100,7 +103,7 @@ def small_cache(monkeypatch):
     for name, value in (('WIDTH', 2), ('_LARGE', 0), ('_ROWS', range(1, 64))):
         monkeypatch.setattr(column_blocks, name, value)
     cut = []
-    for module in ('compiler.partition', 'loops.rewrite'):
+    for module in ('compiler.simulation', 'loops.rewrite'):
         monkeypatch.setattr(f'traceops.{module}.product',
                             lambda *args: cut.append(1) or column_blocks.product(*args))
     return cut

@@ -10,6 +10,8 @@ import pytest
 from traceops.compiler.downstream import unroll_of
 from traceops.compiler.jaxpr import inlined
 from traceops.compiler.partition import partition_step
+from traceops.compiler.recompute import recompute, restore, run_downstream
+from traceops.compiler.simulation import advance, simulate
 
 T, N = 5, 3
 
@@ -98,12 +100,12 @@ def scaled_readout(x, h, r, W, V):
 
 def test_no_array_of_steps_and_weights():
     """What is expensive and made of weights alone is the same at every step."""
-    phases = split(scaled_readout)
-    assert phases.downstream == ((1,),)
-    args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], [jnp.ones((T, N))] * len(phases.residuals), [
-        jnp.ones(N)] * 2
-    made = jax.make_jaxpr(lambda *args: phases.recompute(
-        args[0], phases.run_downstream(*args)).stacked)(*args)
+    partition = split(scaled_readout)
+    assert partition.downstream == ((1,),)
+    residuals = [jnp.ones((T, N))] * len(partition.residuals)
+    args = [jnp.ones((N, N))] * 2, [jnp.ones((T, N))], residuals, [jnp.ones(N)] * 2
+    made = jax.make_jaxpr(lambda *args: recompute(
+        partition, args[0], run_downstream(partition, *args)).stacked)(*args)
     assert any(v.aval.shape == (T, N) for e in made.eqns for v in e.outvars)
     assert not any(v.aval.shape == (T, N, N) for e in made.eqns for v in e.outvars)
 
@@ -116,10 +118,11 @@ def test_an_iteration_of_a_group_is_one_kernel(step, steps, turn):
     assert unroll_of(2, 2 ** 30, steps, 5) == (5 if steps > 7 else 4)
     found = {}
     for unroll in (1, 5):
-        phases = split(step, unroll=unroll)
+        partition = split(step, unroll=unroll)
         given = [jnp.ones((N, N))] * 2, [jnp.ones((steps, N))], [jnp.ones((steps, N))] * len(
-            phases.residuals), [jnp.ones(N)] * 2
-        made = jax.make_jaxpr(lambda *a, phases=phases: phases.run_downstream(*a).last)(*given)
+            partition.residuals), [jnp.ones(N)] * 2
+        made = jax.make_jaxpr(
+            lambda *a, partition=partition: run_downstream(partition, *a).last)(*given)
         (found[unroll],) = [e.params['unroll'] for e in made.eqns if e.primitive.name == 'scan']
     assert found == {1: 1, 5: turn}
 
@@ -131,24 +134,24 @@ def test_the_states_are_the_same(float64, step, unroll):
     rng = np.random.RandomState(1)
     x, h, r = rng.randn(T, N), rng.randn(N), rng.randn(N)
     weights = [rng.randn(N, N) / 2, rng.randn(N, N)]
-    phases = split(step, unroll=unroll)
-    core, residuals = [(h, r)[i] for i in phases.core], []
+    partition = split(step, unroll=unroll)
+    core, residuals = [(h, r)[i] for i in partition.core], []
     for one in x:
-        core, _, more = phases.simulate(weights, [one], core, {})
+        core, _, more = simulate(partition, weights, [one], core, {})
         residuals.append(more)
     residuals = [jnp.stack(a) for a in zip(*residuals, strict=True)]
-    window_values = phases.run_downstream(weights, [x], residuals, [h, r])
-    recorded = [window_values.stacks[v] for v in phases.recorded]
-    recalled = phases.recompute(weights, phases.restore(weights, [x], recorded, [h, r]))
-    recompute = phases.recompute(weights, window_values)
+    window_values = run_downstream(partition, weights, [x], residuals, [h, r])
+    recorded = [window_values.stacks[v] for v in partition.recorded]
+    recalled = recompute(partition, weights, restore(partition, weights, [x], recorded, [h, r]))
+    result = recompute(partition, weights, window_values)
     want, before = [h, r], []
     for one in x:
         before.append(want[1] * 2.)
         want = step(one, *want, *weights)
-    last = {**dict(zip(phases.core, core, strict=True)), **window_values.last}
+    last = {**dict(zip(partition.core, core, strict=True)), **window_values.last}
     for i in (0, 1):
         assert np.linalg.norm(want[i]) > 0.1
         np.testing.assert_allclose(last[i], want[i], rtol=1e-10)
-    np.testing.assert_allclose(recompute.stacked[0], jnp.stack(before), rtol=1e-10)
-    np.testing.assert_array_equal(recalled.stacked[0], recompute.stacked[0])
-    assert [a.shape for a in phases.advance(weights, [x[0]], [h, r], {})[0]] == [(N,), (N,)]
+    np.testing.assert_allclose(result.stacked[0], jnp.stack(before), rtol=1e-10)
+    np.testing.assert_array_equal(recalled.stacked[0], result.stacked[0])
+    assert [a.shape for a in advance(partition, weights, [x[0]], [h, r], {})[0]] == [(N,), (N,)]

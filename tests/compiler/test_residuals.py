@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from traceops.compiler.jaxpr import inlined
 from traceops.compiler.partition import partition_step
+from traceops.compiler.recompute import recompute, restore, run_downstream
 from traceops.compiler.residuals import _minimum_cut
+from traceops.compiler.simulation import simulate
 
 T, N = 5, 4
 
@@ -65,9 +67,9 @@ def split(step):
     (adaptive, ['f'], 1), (two_values, ['f', 'f'], 2), (spikes_only, ['b'], 0),
     (last_step, ['f'], 0), (delayed, ['f', 'f'], 1), (constant, ['f', 'f'], 1)])
 def test_what_is_kept(step, residuals, entered):
-    phases = split(step)
-    assert [v.aval.dtype.kind for v in phases.residuals] == residuals
-    assert len(phases.entered) == entered
+    partition = split(step)
+    assert [v.aval.dtype.kind for v in partition.residuals] == residuals
+    assert len(partition.entered) == entered
 
 
 @pytest.mark.parametrize('step', [
@@ -75,21 +77,22 @@ def test_what_is_kept(step, residuals, entered):
 def test_the_rest_is_the_same(float64, step):
     rng = np.random.RandomState(0)
     x, first, W = rng.randn(T, N), [rng.randn(N), rng.randn(N)], rng.randn(N, N)
-    phases, carry, residuals, want, states = split(step), list(first), [], [], list(first)
-    carry = [first[i] for i in phases.core]
+    partition, carry, residuals, want, states = split(step), list(first), [], [], list(first)
+    carry = [first[i] for i in partition.core]
     for now in x:
-        carry, _, more = phases.simulate([W], [now], carry, {})
+        carry, _, more = simulate(partition, [W], [now], carry, {})
         residuals.append(more)
         *states, one, two, three = step(now, *states, W)
         want.append((one, two, three))
     residuals = [jnp.stack(a) for a in zip(*residuals, strict=True)]
-    window_values = phases.run_downstream([W], [x], residuals, first)
-    last = {**dict(zip(phases.core, carry, strict=True)), **window_values.last}
+    window_values = run_downstream(partition, [W], [x], residuals, first)
+    last = {**dict(zip(partition.core, carry, strict=True)), **window_values.last}
     for i, state in enumerate(states):
         np.testing.assert_allclose(last[i], state, rtol=1e-12)
-    recalled = phases.restore([W], [x], [window_values.stacks[v] for v in phases.recorded], first)
+    recorded = [window_values.stacks[v] for v in partition.recorded]
+    recalled = restore(partition, [W], [x], recorded, first)
     for found in (window_values, recalled):
-        known = dict(zip(phases.stacked, phases.recompute([W], found).stacked, strict=True))
+        known = dict(zip(partition.stacked, recompute(partition, [W], found).stacked, strict=True))
         assert sorted(known) == [2, 3, 4]
         for i, values in zip((2, 3, 4), zip(*want, strict=True), strict=True):
             assert np.linalg.norm(values) > 0.1

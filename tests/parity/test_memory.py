@@ -66,7 +66,7 @@ def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, shared_
     monkeypatch.setattr(drive, 'trace_step', noted)
     start(traceops.compile, NETS[name], rule, 8, True).grad()
     (program,) = programs
-    assert sum(v.aval.shape[-1] == nets.N for v in program.phases.residuals) == kept
+    assert sum(v.aval.shape[-1] == nets.N for v in program.partition.residuals) == kept
     record = program.out_tree.unflatten(program.places)['record']
     assert sum(isinstance(s, SharedSignal) for s in record['signal']) == shared_signals
 

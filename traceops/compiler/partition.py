@@ -16,17 +16,13 @@ import dataclasses
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import ClosedJaxpr, DropVar, Literal
 
-from traceops.compiler.column_blocks import column_blocks_of, product, takes_column_blocks
-from traceops.compiler.downstream import downstream_groups, unroll_of
+from traceops.compiler.column_blocks import takes_column_blocks
+from traceops.compiler.downstream import downstream_groups
 from traceops.compiler.jaxpr import backward_slice, is_pure, part, producers, reached
-from traceops.compiler.recompute import Recomputed, WindowValues
 from traceops.compiler.residuals import minimum_cut
-from traceops.compiler.step_sums import StepSums
 
 __all__ = ['StepPartition', 'is_expensive', 'partition_step']
 
@@ -102,40 +98,26 @@ class StepPartition:
         return tuple(i for i in range(len(self.carried)) if i not in apart)
 
     @property
-    def _slices(self) -> list[Any]:
-        return self._in(self.varying[:len(self.varying) - len(self.carried)])
+    def constants(self) -> list[Any]:
+        return self.inputs(self.constant)
 
     @property
-    def _entering(self) -> list[Any]:
-        return self._in(self.varying[len(self.varying) - len(self.carried):])
+    def slices(self) -> list[Any]:
+        return self.inputs(self.varying[:len(self.varying) - len(self.carried)])
 
     @property
-    def _leaving(self) -> list[Any]:
-        return self._out(self.carried)
+    def entering(self) -> list[Any]:
+        return self.inputs(self.varying[len(self.varying) - len(self.carried):])
 
-    def _in(self, positions: Iterable[int]) -> list[Any]:
+    @property
+    def leaving(self) -> list[Any]:
+        return self.outputs(self.carried)
+
+    def inputs(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.invars[i] for i in positions]
 
-    def _out(self, positions: Iterable[int]) -> list[Any]:
+    def outputs(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
-
-    def invariants(self, constant: Sequence[Any]) -> list[Any]:
-        """The loop-invariant outputs; one that repeats a scalar is returned as that scalar."""
-        made_by = producers(self.closed.jaxpr)
-        wanted = [_number(made_by, v) for v in self._out(self.fixed)]
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted)
-        return part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
-
-    def whole(self, once: dict[int, Any]) -> dict[int, Any]:
-        """The loop-invariant outputs, broadcast to full shape where they are read."""
-        return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
-                for i, a in once.items()}
-
-    def blocks(self, constant: Sequence[Any]) -> dict[Any, list[Any]]:
-        """The column blocks of the weights of each product that is taken in blocks."""
-        weights = self._same(constant, [eqn.invars[1] for eqn in self.block_products])
-        of = {v: column_blocks_of(value) for v, value in weights.items()}
-        return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in self.block_products}
 
     @property
     def impure(self) -> list[Any]:
@@ -145,195 +127,29 @@ class StepPartition:
         return [v for e in self.simulation if not is_pure(e)
                 for v in e.outvars if not isinstance(v, DropVar)]
 
-    def advance(self, constant: Sequence[Any], slices: Sequence[Any], carried: Sequence[Any],
-                blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
-        """All carried outputs of one step, and its :attr:`impure` values."""
-        inputs = self._in((*self.constant, *self.varying))
-        out = self._loop(dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
-                         [*self._leaving, *self.impure], (), blocks)
-        return out[:len(self.carried)], out[len(self.carried):]
-
-    def simulate(self, constant: Sequence[Any], slices: Sequence[Any], core: Sequence[Any],
-                 blocks: dict[Any, list[Any]], impure: Sequence[Any] | None = None,
-                 ) -> tuple[list[Any], list[Any], list[Any]]:
-        """The core and the in-loop outputs of one step, and its residuals.
-
-        With its :attr:`impure` values given, no effect runs.
-        """
-        inputs = [*self._in(self.constant), *self._slices, *(self._entering[i] for i in self.core)]
-        core_out, in_loop = [self._leaving[i] for i in self.core], self._out(self.in_loop)
-        env = dict(zip(inputs, (*constant, *slices, *core), strict=True))
-        if impure is not None:
-            env.update(zip(self.impure, impure, strict=True))
-        out = self._loop(env, [*core_out, *in_loop, *self.residuals], self.residuals, blocks,
-                         again=impure is not None)
-        first, second = len(core_out), len(core_out) + len(in_loop)
-        return out[:first], out[first:second], out[second:]
-
-    def _loop(self, env: dict[Any, Any], wanted: Sequence[Any], residuals: Sequence[Any],
-              blocks: dict[Any, list[Any]], again: bool = False) -> list[Any]:
-        """The values ``wanted`` of one step of the loop over time.
-
-        A barrier after each residual and the states it is computed from makes XLA compute them
-        once, before their readers. Without it XLA fuses a residual into each reader (the state
-        update, the stored copy) and does the work twice, or updates in place a state that is
-        read later, and has to copy it.
-        """
-        states = [v for v in self._leaving if not isinstance(v, Literal)]
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted, set(self.impure) if again else set(),
-                                 effects=not again)
-        for eqn in eqns:
-            if not blocks.keys().isdisjoint(eqn.outvars):
-                out = [product(eqn, env[eqn.invars[0]], blocks[eqn.outvars[0]])]
-            else:
-                read = [v for v in dict.fromkeys(
-                    v for v in eqn.invars if not isinstance(v, Literal)) if v in env]
-                out = part(self.closed, read, eqn.outvars, [eqn])(*(env[v] for v in read))
-            env.update(zip(eqn.outvars, out, strict=True))
-            if any(v in residuals for v in eqn.outvars):
-                _, behind = backward_slice(self.closed.jaxpr, eqn.outvars, given=set(states))
-                once = [v for v in dict.fromkeys((*eqn.outvars, *states))
-                        if v in behind and v in env]
-                env.update(zip(once, lax.optimization_barrier([env[v] for v in once]),
-                               strict=True))
-        return part(self.closed, list(env), wanted, ())(*env.values())
-
     @property
     def recorded(self) -> tuple[Any, ...]:
         """What recomputation needs of every step: the residuals and the downstream states."""
-        return (*self.residuals, *(self._leaving[i] for group in self.downstream for i in group))
+        return (*self.residuals, *(self.leaving[i] for group in self.downstream for i in group))
 
-    def run_downstream(self, constant: Sequence[Any], slices: Sequence[Any],
-                       residuals: Sequence[Any], first: Sequence[Any]) -> WindowValues:
-        """The downstream states from ``slices`` and ``residuals``, ``[T, ...]``, and the counters.
-
-        ``first``: the carried inputs of the first step, all of them.
-        """
-        start = dict(zip(self._entering, first, strict=True))
-        window_values = WindowValues(
-            dict(zip((*self._slices, *self.residuals), (*slices, *residuals), strict=True)), {}, {})
-        window_values.enter(self.entered, self._first(constant, start))
-        step_sums = self._step_sums()
-        for group in self.downstream:
-            window_values.last.update(
-                self._run_group(group, constant, window_values, start, step_sums))
-        window_values.last.update(self._counted(constant, first, slices[0].shape[0]))
-        return window_values
-
-    def _counted(self, constant: Sequence[Any], first: Sequence[Any],
-                 steps: int) -> dict[int, Any]:
-        """The counters after so many steps, by number."""
-        leave, enter = ([a[i] for i in self.counting] for a in (self._leaving, self._entering))
-        eqns, _ = backward_slice(self.closed.jaxpr, leave)
-        after = part(self.closed, [*self._in(self.constant), *enter], leave, eqns)(
-            *constant, *(first[i] for i in self.counting))
-        return {i: a + (steps - 1) for i, a in zip(self.counting, after, strict=True)}
-
-    def _first(self, constant: Sequence[Any], start: dict[Any, Any]) -> dict[Any, Any]:
-        """The carried inputs of the first step, and values computed from them."""
-        made = [v for v in self.entered if v not in start]
-        eqns, _ = backward_slice(self.closed.jaxpr, made)
-        values = part(self.closed, [*self._in(self.constant), *start], made, eqns)(
-            *constant, *start.values())
-        return {**start, **dict(zip(made, values, strict=True))}
-
-    def restore(self, constant: Sequence[Any], slices: Sequence[Any], recorded: Sequence[Any],
-                first: Sequence[Any]) -> WindowValues:
-        """As :meth:`run_downstream`, where the downstream states were recorded too."""
-        window_values = WindowValues(
-            dict(zip((*self._slices, *self.recorded), (*slices, *recorded), strict=True)), {}, {})
-        of_downstream = {self._entering[i]: self._leaving[i] for s in self.downstream for i in s}
-        window_values.enter({**self.entered, **of_downstream},
-                            self._first(constant, dict(zip(self._entering, first, strict=True))))
-        return window_values
-
-    def recompute(self, constant: Sequence[Any], window_values: WindowValues,
-                  later: Sequence[int] = ()) -> Recomputed:
-        """Everything else, for all steps together.
-
-        ``later``: stacked outputs that are finished a step at a time, by cheap operations on
-        expensive intermediate values that are computed here. A sum over steps of a product (the
-        gradient of a plain weight) becomes one product that contracts the steps too: no array of
-        steps x weights appears.
-        """
-        step_sums, stacks = self._step_sums(), window_values.stacks
-        between, afterwards, needed = self._between(self._out(later), stacks)
-        now = self._out(i for i in self.stacked if i not in later)
-        wanted = list(dict.fromkeys([*now, *step_sums.needed, *between]))
-        same = self._same(
-            constant, [*step_sums.fixed, *(v for v in wanted if not step_sums.vary(v))])
-        self._make(constant, stacks, [v for v in wanted if v not in same])
-
-        given = [v for v in stacks if v in needed]
-        earlier = [v for v in given if v in window_values.earlier]
-        given = [v for v in given if v not in window_values.earlier]
-        run_later = part(self.closed, [*self._in(self.constant), *same, *given, *earlier],
-                         self._out(later), afterwards)
-        return Recomputed([stacks[v] for v in now],
-                          [step_sums.of(v, stacks, same) for v in self._out(self.summed)],
-                          [stacks[v] for v in given], [window_values.earlier[v] for v in earlier],
-                          lambda slices: run_later(*constant, *same.values(), *slices))
-
-    def _step_sums(self) -> StepSums:
-        return StepSums(self.recomputed, [*self._in(self.varying), *self.residuals, *self.entered],
-                        self._out(self.summed))
-
-    def _make(self, constant: Sequence[Any], stacks: dict[Any, Any],
-              wanted: Sequence[Any]) -> None:
-        """Add stacks of the ``wanted`` variables, for all steps together."""
-        eqns, _ = backward_slice(self.closed.jaxpr, wanted, given=set(stacks))
-        run = part(self.closed, [*self._in(self.constant), *stacks], wanted, eqns)
-        made = jax.vmap(lambda *step: run(*constant, *step))(*stacks.values())
-        stacks.update(zip(wanted, made, strict=True))
-
-    def _run_group(self, group: Sequence[int], constant: Sequence[Any],
-                   window_values: WindowValues,
-                   first: dict[Any, Any], step_sums: StepSums) -> dict[int, Any]:
-        """Add stacks of a group's states before and after each step; return their last values."""
-        stacks = window_values.stacks
-        enter, leave = ([a[i] for i in group] for a in (self._entering, self._leaving))
-        between, eqns, needed = self._between(leave, [*stacks, *enter])
-        same = self._same(constant, [v for v in between if not step_sums.vary(v)])
-        self._make(constant, stacks, [v for v in between if v not in same])
-        given = [v for v in stacks if v in needed]
-        run = part(self.closed, [*self._in(self.constant), *same, *enter, *given], leave, eqns)
-
-        def step(states: Any, slices: Any) -> Any:
-            new = run(*constant, *same.values(), *states, *slices)
-            new = [jnp.asarray(a, v.aval.dtype) for a, v in zip(new, enter, strict=True)]
-            return new, new
-
-        start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
-        slices = [stacks[v] for v in given]
-        size = sum(v.aval.size for v in enter)
-        turn = unroll_of(len(eqns), size, slices[0].shape[0], self.unroll)
-        last, after = lax.scan(step, start, slices, unroll=turn)
-        stacks.update(zip(leave, after, strict=True))
-        window_values.enter(dict(zip(enter, leave, strict=True)), first)
-        return dict(zip(group, last, strict=True))
-
-    def _same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
+    def same(self, constant: Sequence[Any], wanted: Sequence[Any]) -> dict[Any, Any]:
         """Loop-invariant variables and their values."""
         wanted = list(dict.fromkeys(wanted))
         eqns, _ = backward_slice(self.closed.jaxpr, wanted)
-        values = part(self.closed, self._in(self.constant), wanted, eqns)(*constant)
+        values = part(self.closed, self.constants, wanted, eqns)(*constant)
         return dict(zip(wanted, values, strict=True))
 
-    def _between(self, later: Sequence[Any],
-                 given: Iterable[Any]) -> tuple[list[Any], list[Any], set[Any]]:
-        """Where the computation of the ``later`` outputs is cut.
+    def invariants(self, constant: Sequence[Any]) -> list[Any]:
+        """The loop-invariant outputs; one that repeats a scalar is returned as that scalar."""
+        made_by = producers(self.closed.jaxpr)
+        wanted = [_number(made_by, v) for v in self.outputs(self.fixed)]
+        eqns, _ = backward_slice(self.closed.jaxpr, wanted)
+        return part(self.closed, self.constants, wanted, eqns)(*constant)
 
-        Returns the values to compute for all steps together (results of expensive equations, and
-        their operands, which have to be arrays anyway), the equations that remain for later, and
-        the variables that these read.
-        """
-        expensive = {v for e in self.recomputed if is_expensive(e) for v in e.outvars}
-        stop = expensive | set(given)
-        made, _ = backward_slice(self.closed.jaxpr, later, given=set(given))
-        stop |= {v for e in made if is_expensive(e) for v in e.invars if not isinstance(v, Literal)}
-        eqns, needed = backward_slice(self.closed.jaxpr, later, given=stop)
-        produced = (v for e in self.recomputed for v in e.outvars)
-        return [v for v in produced if v in stop and v in needed and v not in given], eqns, needed
+    def whole(self, once: dict[int, Any]) -> dict[int, Any]:
+        """The loop-invariant outputs, broadcast to full shape where they are read."""
+        return {i: jnp.broadcast_to(a, self.closed.jaxpr.outvars[i].aval.shape)
+                for i, a in once.items()}
 
 
 def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],

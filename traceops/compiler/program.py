@@ -22,8 +22,9 @@ from traceops.compiler.jaxpr import (
     value_if_constant,
 )
 from traceops.compiler.partition import StepPartition, is_expensive, partition_step
-from traceops.compiler.recompute import WindowValues
+from traceops.compiler.recompute import WindowValues, recompute, restore, run_downstream
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
+from traceops.compiler.simulation import advance, blocks_of, simulate
 from traceops.compiler.trace import places_of, trace
 from traceops.compiler.types import typed
 
@@ -78,7 +79,7 @@ class StepProgram:
         only simulates. Without it, ``jax.lax.scan`` does.
     """
 
-    phases: StepPartition
+    partition: StepPartition
     states: tuple[Any, ...]
     carried: tuple[int, ...]
     summed: tuple[int, ...]
@@ -124,76 +125,77 @@ class StepProgram:
         constant, first = self._constant(), jax.tree.leaves(states)
         slices, carry, folded = jax.tree.leaves(xs), None, None
         steps = slices[0].shape[0]
-        same = dict(zip(self.phases.fixed, self.phases.invariants(constant), strict=True))
+        same = dict(zip(self.partition.fixed, self.partition.invariants(constant), strict=True))
         back = fold is not None and fold.backward
         if recorded is None:
             core, residuals, carry, folded = self._simulated(
-                constant, same, [first[i] for i in self.phases.core], xs,
+                constant, same, [first[i] for i in self.partition.core], xs,
                 None if back else fold, impure)
-            window_values = self.phases.run_downstream(constant, slices, residuals, first)
+            window_values = run_downstream(self.partition, constant, slices, residuals, first)
             states = self._after(window_values, core, states)
         else:
-            window_values = self.phases.restore(constant, slices, recorded, first)
-        later = tuple(i for i in self.phases.stacked if i in self.invariant) if back else ()
-        recompute = self.phases.recompute(constant, window_values, later)
-        sums = tuple(a + b for a, b in zip(sums, recompute.sums, strict=True))
-        known = dict(zip((i for i in self.phases.stacked if i not in later), recompute.stacked,
-                         strict=True))
+            window_values = restore(self.partition, constant, slices, recorded, first)
+        later = tuple(i for i in self.partition.stacked if i in self.invariant) if back else ()
+        recomputed = recompute(self.partition, constant, window_values, later)
+        sums = tuple(a + b for a, b in zip(sums, recomputed.sums, strict=True))
+        known = dict(zip((i for i in self.partition.stacked if i not in later),
+                         recomputed.stacked, strict=True))
         known.update({i: a[None] if i in self.invariant else jnp.broadcast_to(a, (steps, *a.shape))
-                      for i, a in self.phases.whole(same).items()})
+                      for i, a in self.partition.whole(same).items()})
         if fold is not None and fold.backward:
             def digest(carry: Any, outputs: Any) -> Any:
                 return fold.digest(carry, self._outputs({
-                    **self.phases.whole(same), **dict(zip(later, outputs, strict=True))}))
+                    **self.partition.whole(same), **dict(zip(later, outputs, strict=True))}))
 
-            carry, folded = recompute.backward(digest, fold.carry, steps)
+            carry, folded = recomputed.backward(digest, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
 
     def ahead(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
         """The states after ``xs``, and what :meth:`scan` needs to start its recomputation."""
         constant, first = self._constant(), jax.tree.leaves(states)
         core, residuals, *_ = self._simulated(
-            constant, {}, [first[i] for i in self.phases.core], xs, None)
-        window_values = self.phases.run_downstream(constant, jax.tree.leaves(xs), residuals, first)
+            constant, {}, [first[i] for i in self.partition.core], xs, None)
+        window_values = run_downstream(
+            self.partition, constant, jax.tree.leaves(xs), residuals, first)
         return self._after(window_values, core, states), {
-            'recorded': [window_values.stacks[v] for v in self.phases.recorded]}
+            'recorded': [window_values.stacks[v] for v in self.partition.recorded]}
 
     def _after(self, window_values: WindowValues, core: list[Any], states: Any) -> Any:
-        last = {**window_values.last, **dict(zip(self.phases.core, core, strict=True))}
+        last = {**window_values.last, **dict(zip(self.partition.core, core, strict=True))}
         return _like([last[i] for i in range(len(last))], states)
 
     def _simulated(self, constant: list[Any], same: dict[int, Any], core: list[Any], xs: Any,
                    fold: Fold | None, impure: Any = None,
                    ) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, residuals, carry and results of a forward fold)``."""
-        blocks = self.phases.blocks(constant)
+        blocks = blocks_of(self.partition, constant)
         if self.simulate is not None and fold is None:
             slices = jax.tree.leaves(xs)
 
             def alone(constant: Any, now: Any, core: Any) -> Any:
                 again = None if impure is None else now[len(slices):]
-                new, _, residuals = self.phases.simulate(
-                    constant, now[:len(slices)], core, {}, again)
+                new, _, residuals = simulate(
+                    self.partition, constant, now[:len(slices)], core, {}, again)
                 return new, residuals
 
             core, residuals = self.simulate(
-                alone, constant, [*slices, *(impure or ())], core, self.phases.unroll)
+                alone, constant, [*slices, *(impure or ())], core, self.partition.unroll)
             return core, residuals, None, None
 
         def step(full: Any, given: Any) -> Any:
             (core, carry), (x, impure) = full, given
-            new, in_loop, residuals = self.phases.simulate(
-                constant, jax.tree.leaves(x), core, blocks, impure)
+            new, in_loop, residuals = simulate(
+                self.partition, constant, jax.tree.leaves(x), core, blocks, impure)
             folded = None
             if fold is not None:
-                known = {**self.phases.whole(same),
-                         **dict(zip(self.phases.in_loop, in_loop, strict=True))}
+                known = {**self.partition.whole(same),
+                         **dict(zip(self.partition.in_loop, in_loop, strict=True))}
                 carry, folded = fold.digest(carry, self._outputs(known))
             return (_like(new, core), carry), (residuals, folded)
 
         (core, carry), (residuals, folded) = jax.lax.scan(
             step, (core, () if fold is None else fold.carry), (xs, impure),
-            unroll=self.phases.unroll)
+            unroll=self.partition.unroll)
         return core, residuals, carry, folded
 
     def _outputs(self, known: dict[int, Any]) -> Any:
@@ -202,19 +204,19 @@ class StepProgram:
     def advance(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
         """The states after ``xs``, and what a second simulation may not do again."""
         constant = self._constant()
-        blocks = self.phases.blocks(constant)
+        blocks = blocks_of(self.partition, constant)
 
         def body(states: Any, x: Any) -> Any:
-            new, impure = self.phases.advance(
-                constant, jax.tree.leaves(x), jax.tree.leaves(states), blocks)
+            new, impure = advance(
+                self.partition, constant, jax.tree.leaves(x), jax.tree.leaves(states), blocks)
             return _like(new, states), impure
 
-        states, impure = jax.lax.scan(body, states, xs, unroll=self.phases.unroll)
+        states, impure = jax.lax.scan(body, states, xs, unroll=self.partition.unroll)
         return states, {'impure': impure}
 
     def _constant(self) -> list[Any]:
         leaves = jax.tree.leaves([s.value for s in self.states])
-        return [leaves[i - self.slices] for i in self.phases.constant]
+        return [leaves[i - self.slices] for i in self.partition.constant]
 
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
         """The sums in the structure of ``like``; ``None`` where they are zero by construction."""
@@ -310,21 +312,21 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])
     count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
-    phases = partition_step(
+    partition = partition_step(
         closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in in_loop], summed=[sums[i] for i in summed],
         in_loop=in_loop, counter=counter_out if count == 1 else None, blocks=blocks,
         unroll=unroll)
     return StepProgram(
-        phases=phases, states=states, carried=carried, summed=summed,
+        partition=partition, states=states, carried=carried, summed=summed,
         places=tuple(places),
         invariant=frozenset(signals) | {p for t in invariant for p in jax.tree.leaves(
             new_positions[_position(t, states)])},
         sum_avals=tuple(avals[i] for i in summed), out_tree=out_tree, slices=n_slices,
         count=count,
         record_bytes=_bytes(
-            closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in phases.fixed),
-        ahead_bytes=_bytes(phases.recorded),
+            closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in partition.fixed),
+        ahead_bytes=_bytes(partition.recorded),
         before=tuple(traced.before[i] for i in carried),
         after=tuple(traced.after[i] for i in carried), types=types, simulate=simulate)
 

@@ -137,7 +137,7 @@ def _said(program: StepProgram, K: int, twice: bool = False) -> str:
     """What ``explain`` says of a call in windows."""
     length = f'{K} steps per window' + ', each simulated twice' * twice
     said = program.simulate.describe() if isinstance(program.simulate, Simulator) else []
-    return '; '.join([length, *describe(len(program.phases.block_products)), *said])
+    return '; '.join([length, *describe(len(program.partition.block_products)), *said])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,
