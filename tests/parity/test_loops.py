@@ -16,6 +16,7 @@ import pytest
 import traceops
 from tests.parity.harness import BATCH, RULES, assert_close
 from tests.parity.nets import N_OUT, NETS, Gated, Net
+from traceops.compiler.jaxpr import inlined
 from traceops.host import loops, plan
 
 T = 7
@@ -501,8 +502,48 @@ def test_a_mapped_training_step(float64):
     assert_close(want, got, 1e-10, nonzero=True)
 
 
-def test_forward_only_loops(float64):
-    """No gradient is taken: traces roll as upstream's."""
-    def forward(task):
-        return brainstate.transform.for_loop(lambda x: task.run(x), task.x)
-    compare(forward, 'vanilla', 'd_rtrl', begin=True, waits=False, tolerance=0.)
+def forward(task):
+    return brainstate.transform.for_loop(lambda x: task.run(x), task.x)
+
+
+def warm_up(task):
+    """Steps that only look, then steps that learn; the trace goes on, and is looked at."""
+    def step(total, slices):
+        grads, loss, out = task.grad(*slices)
+        return add(total, grads), loss
+    looked = brainstate.transform.for_loop(lambda x: task.run(x), task.x[:4])
+    between = task.traces()
+    learned = brainstate.transform.scan(step, task.zeros(), (task.x[4:], task.y[4:]))
+    return looked, between, learned
+
+
+@some('loop, net, rule, vmap', ((forward, warm_up), ('lif', 'conv', 'sparse', 'transformed'),
+                                ('d_rtrl', 'eprop'), (True, False)), [
+    (forward, 'lif', 'd_rtrl', False), (warm_up, 'lif', 'd_rtrl', True),
+    (warm_up, 'conv', 'd_rtrl', False), (warm_up, 'lif', 'eprop', False)])
+def test_loops_without_a_gradient(float64, loop, net, rule, vmap):
+    """Their trace is formed once, as ``etrace_evolve`` forms it."""
+    if rule == 'eprop' and vmap:
+        pytest.skip('upstream writes the filter from within vmap, and cannot run')
+    seen = compare(loop, net, rule, begin=True, vmap=vmap, waits=None, settings={'window': 3})
+    assert [reason for _, reason in seen[0].forward] == [''] and seen[0].window == 3
+    assert all(one.deferred for one in seen[1:])
+
+
+def test_no_pass_over_the_trace_is_left_in_a_loop_without_a_gradient():
+    """Counted in the program: only the loop of upstream's carries the trace."""
+    def carried():
+        task = Task('vanilla', 'd_rtrl', vmap=False).begin()
+        size = max(a.size for a in jax.tree.leaves(task.traces()))
+        closed, _ = brainstate.transform.make_jaxpr(lambda: forward(task))()
+        loop, = (e for e in inlined(closed).jaxpr.eqns if e.primitive.name == 'scan')
+        return any(v.aval.size == size for v in loop.outvars)
+    assert carried()
+    with traceops.enabled():
+        assert not carried()
+
+
+def test_forward_loops_of_the_factorised_rule_stay(float64):
+    """Nothing is gained there, and it says so."""
+    seen = compare(forward, 'vanilla', 'es', begin=True, waits=False, tolerance=0.)
+    assert 'no trace of the size' in seen[0].forward[0][1]

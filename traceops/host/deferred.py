@@ -90,6 +90,8 @@ class Deferred(LearnerInLoop):
         operands = self.factors(env)
         factors = self.found.owner._recorder.of_step(
             operands['x'], operands['f'], operands['D'])
+        if not self.products:
+            return inner, factors
         new, records = [], []
         for product, folded in zip(self.products, inner, strict=True):
             signals = self._signals(product, env)
@@ -118,6 +120,8 @@ class Deferred(LearnerInLoop):
         weights = self.weights(constant)
         if not self.factorised:
             self.learner.enter(carry)
+        if not self.products:
+            return {}, self.rule.leave(carry, record, weights)
         solved, leaving = {}, None
         for product, folded, (one, index) in zip(self.products, inner, record, strict=True):
             if self.rule.backward:

@@ -21,6 +21,7 @@ from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.param_dim import ParamDimRule
 from traceops.host.plan import (
+    NO_TRACE,
     Simulator,
     at_once,
     form_of_loops,
@@ -251,7 +252,7 @@ def evolve(
         return as_upstream(_UNJITTED)
     _check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
-        return as_upstream('no trace of the size of the weights is rolled')
+        return as_upstream(NO_TRACE)
     rule = ParamDimRule(learner, driver is not learner)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:

@@ -139,6 +139,9 @@ class LoopsExplanation:
             for learner in loop.deferred:
                 table.add_row(loop.where, str(loop.steps), learner, _how_often(loop),
                               'the loop only adds them up')
+            for learner, reason in loop.forward:
+                table.add_row(loop.where, str(loop.steps), learner, 'none is taken', reason or
+                              f'its trace is formed {_how_often(loop)}')
             for learner, reason in loop.kept:
                 table.add_row(loop.where, str(loop.steps), learner, 'at every step', reason)
         lines = [render(table).rstrip()]

@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 
+from traceops.host import upstream
 from traceops.host.deferred import Deferred
-from traceops.host.plan import form_of_loops, why_short
+from traceops.host.plan import NO_TRACE, form_of_loops, why_short
 from traceops.host.relations import event_weights
 from traceops.host.seen import caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
@@ -51,6 +52,9 @@ class Loop:
         Products with large weights that are taken some columns at a time.
     events : tuple of str
         Parameters whose gradient is summed over spikes, where few are not zero.
+    forward : tuple of (str, str)
+        Learners of which no gradient is taken, and why their trace is rolled at every step
+        (empty: it is formed once a window).
     """
 
     where: str
@@ -60,6 +64,7 @@ class Loop:
     kept: tuple[tuple[str, str], ...]
     block_products: int = 0
     events: tuple[str, ...] = ()
+    forward: tuple[tuple[str, str], ...] = ()
 
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
@@ -91,9 +96,8 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if loop.steps > 1:
             analysis = Analysis(loop.flat, loop.carries)
             analysis.learners = learners = [
-                dataclasses.replace(
-                    one, reason=one.reason or why_short(one.owner, one.lanes, loop.steps) or '')
-                for one in analysis.learners]
+                dataclasses.replace(one, reason=one.reason or _why_rolled(one) or why_short(
+                    one.owner, one.lanes, loop.steps) or '') for one in analysis.learners]
             if analysis.deferred:
                 deferred = _deferred(original, loop, analysis)
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
@@ -117,6 +121,12 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             _report(learners, loop.steps, deferred)
 
 
+def _why_rolled(one: Learner) -> str | None:
+    """Why a trace that no gradient reads is rolled at every step, if it is."""
+    return NO_TRACE if one.forward and isinstance(
+        one.owner, upstream.IODimVjpAlgorithm) else None
+
+
 def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
     """None of the gradients waits, for an error that nobody foresaw."""
     return [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
@@ -134,13 +144,16 @@ def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis
 
 
 def _report(learners: Sequence[Learner], steps: int, deferred: DeferredLoop | None) -> None:
+    waiting = [one for one in learners if not one.reason and one.products]
     loop = Loop(
         where=caller(), steps=steps, window=deferred.window if deferred else None,
         block_products=deferred.block_products if deferred else 0,
-        deferred=tuple(name_of(one.owner) for one in learners if not one.reason),
-        kept=tuple((name_of(one.owner), one.reason) for one in learners if one.reason),
+        deferred=tuple(name_of(one.owner) for one in waiting),
+        kept=tuple((name_of(one.owner), one.reason) for one in learners
+                   if one.reason and not one.forward),
         events=tuple(dict.fromkeys(
-            name for one in learners if not one.reason for name in event_weights(one.owner))))
+            name for one in waiting for name in event_weights(one.owner))),
+        forward=tuple((name_of(one.owner), one.reason) for one in learners if one.forward))
     _known.pop(loop, None)
     _known[loop] = None
     if len(_known) > _MOST:

@@ -196,7 +196,7 @@ class ParamDimRule(Rule):
         over = TracePass(self.learner, self.views, self.lanes, None)
         new = over(carry, None, record, over.leaving(carry, record), weight_vals)[1]
         if self.kappa is not None:
-            new['filter'] = carry['filter'] if carry else _values(
+            new['filter'] = carry['filter'] if 'filter' in carry else _values(
                 self.trace_pass.states['filter'])
         return new
 

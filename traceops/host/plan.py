@@ -13,8 +13,8 @@ from traceops import ops
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan', 'Simulator',
-           'at_once',
+__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan',
+           'Simulator', 'at_once',
            'form_of_loops', 'make_plan', 'simulator_of', 'why_short',
            'why_small']
 
@@ -117,6 +117,9 @@ def why_small(learner: Any, lanes: bool, steps: int) -> str | None:
     return (f"a sequence of {steps} steps and a trace of {size / 2 ** 10:.0f} KiB: upstream's step "
             f'is as fast; {_ASKING}')
 
+
+#: Of the factorised rule, where no gradient is taken.
+NO_TRACE = 'no trace of the size of the weights is rolled'
 
 _ASKING = 'traceops.configure(window=...) asks for the window'
 

@@ -5,6 +5,7 @@
 A learner's gradients can when the loop does nothing with them but add them up: every use leads
 through operations that are linear, and the same at every step (up to a factor that scales a
 whole step or lane, which the learning signal takes over), into a carry that is only added to.
+Where none is taken, the trace alone waits.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Learner:
         Why its gradients cannot wait; empty: they can.
     trace, filters : tuple of int
         Carries that hold the trace and its filters.
+    forward : bool
+        No gradient is taken: the trace alone waits.
     """
 
     owner: Any
@@ -74,6 +77,7 @@ class Learner:
     trace: tuple[int, ...] = ()
     filters: tuple[int, ...] = ()
     products: tuple[Product, ...] = ()
+    forward: bool = False
 
 
 class _Refused(Exception):
@@ -301,8 +305,6 @@ class Analysis:
         steps = [n for n in self.steps if step_of(n).owner is owner]  # type: ignore[union-attr]
         updates = [n for n in steps if n.primitive is UPDATE]
         grads = [n for n in steps if n.primitive is not UPDATE]
-        if not any(v in self.uses or v in self.results for n in grads for v in n.outputs):
-            raise _Refused('no gradient is taken in the loop')
         if len(updates) != 1:
             raise _Refused(f'it steps {len(updates)} times in one iteration of the loop')
         update = updates[0]
@@ -332,10 +334,10 @@ class Analysis:
             for i, v in enumerate(node.outputs):
                 if v in self.blocked:
                     raise _Refused(f'{_label(node, i)}: {self.blocked[v]}')
-        if not used:
+        if grads and not used:
             raise _Refused('no gradient is added up in the loop')
         return Learner(owner, '', update, bool(update.params['lanes']), trace, filters,
-                       tuple(products))
+                       tuple(products), forward=not grads)
 
     def _carried_trace(self, update: Node, grads: Sequence[Node]) -> tuple[int, ...]:
         step = update.params['step']
