@@ -12,6 +12,7 @@ has a bit for each of those that is loop-invariant, the Jacobian's first.
 import triton
 import triton.language as tl
 
+from traceops.kernels.adjoint_window.launch import MAX_RELATIONS, SEPARATE
 from traceops.kernels.states import (
     choose,
     load_each,
@@ -22,14 +23,7 @@ from traceops.kernels.states import (
     store_states,
     transposed_matvec,
 )
-
-__all__ = [
-    'adjoint_window_1', 'adjoint_window_2', 'adjoint_window_2x1', 'adjoint_window_2x2',
-    'adjoint_window_2x3', 'adjoint_window_2x4', 'adjoint_window_3', 'adjoint_window_3x1',
-    'adjoint_window_4', 'adjoint_window_4x1', 'leaving_window_1', 'leaving_window_2',
-    'leaving_window_2x1', 'leaving_window_2x2', 'leaving_window_2x3', 'leaving_window_2x4',
-    'leaving_window_3', 'leaving_window_3x1', 'leaving_window_4', 'leaving_window_4x1',
-]
+from traceops.kernels.written import entry_point
 
 
 @triton.jit
@@ -160,179 +154,25 @@ def _walk_leaving(jacobian, factors, products, totals, leaving, T, N: tl.constex
         store_rows(leaving, n, live, rows, S)
 
 
-@triton.jit
-def adjoint_window_1(signal, jacobian, f0, T, d0, entering, filtered, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((signal,), (jacobian,), ((f0,),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER,
-          ONCE, BLOCK, STEPS, True)
+def _entries(states, relations, joined):
+    """The two entry points for so many states and relations."""
+    of_state, of_relation = range(1 if joined else states), range(relations)
+    signal = tuple(f'L{i}' for i in of_state)
+    jacobian = tuple(f'D{i}{j}' for i in of_state for j in of_state)
+    factors = tuple(tuple(f'f{r}{i}' for i in of_state) for r in of_relation)
+    deltas, products, totals = (tuple(f'{name}{r}' for r in of_relation) for name in 'dps')
+    size, known = ('N', 'S', 'KAPPA'), {'R': relations, 'JOINED': joined}
+    name = f'{relations}' if joined else f'{states}x{relations}'
+    entry_point(globals(), f'adjoint_window_{name}', '_walk', (signal, jacobian, factors),
+                (deltas, 'entering', 'filtered'),
+                (*size, 'FILTER', 'ONCE', 'BLOCK', 'STEPS'), **known)
+    entry_point(globals(), f'leaving_window_{name}', '_walk_leaving', (jacobian, factors),
+                (products, totals, 'leaving'),
+                (*size, 'START', 'ONCE', 'BLOCK', 'STEPS'), **known)
 
 
-@triton.jit
-def adjoint_window_2(signal, jacobian, f0, f1, T, d0, d1, entering, filtered, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((signal,), (jacobian,), ((f0,), (f1,)), (d0, d1), entering, filtered, T, N, S, 2, KAPPA,
-          FILTER, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def adjoint_window_3(signal, jacobian, f0, f1, f2, T, d0, d1, d2, entering, filtered,
-                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,)), (d0, d1, d2), entering, filtered, T, N,
-          S, 3, KAPPA, FILTER, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def adjoint_window_4(signal, jacobian, f0, f1, f2, f3, T, d0, d1, d2, d3, entering, filtered,
-                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, FILTER: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((signal,), (jacobian,), ((f0,), (f1,), (f2,), (f3,)), (d0, d1, d2, d3), entering,
-          filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def adjoint_window_2x1(L0, L1, D00, D01, D10, D11, f00, f01, T, d0, entering, filtered,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01),), (d0,), entering, filtered, T, N, S, 1,
-          KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def adjoint_window_2x2(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, T, d0, d1, entering,
-                       filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11)), (d0, d1), entering, filtered,
-          T, N, S, 2, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def adjoint_window_2x3(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, d0, d1, d2,
-                       entering, filtered, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (d0, d1, d2),
-          entering, filtered, T, N, S, 3, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def adjoint_window_2x4(L0, L1, D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, d0,
-                       d1, d2, d3, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1), (D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-          (d0, d1, d2, d3), entering, filtered, T, N, S, 4, KAPPA, FILTER, ONCE, BLOCK,
-          STEPS, False)
-
-
-@triton.jit
-def adjoint_window_3x1(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T,
-                       d0, entering, filtered, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (d0,),
-          entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def adjoint_window_4x1(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
-                       D30, D31, D32, D33, f00, f01, f02, f03, T, d0, entering, filtered,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       FILTER: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk((L0, L1, L2, L3),
-          (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-          ((f00, f01, f02, f03),), (d0,), entering, filtered, T, N, S, 1, KAPPA, FILTER, ONCE,
-          BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_1(jacobian, f0, T, p0, s0, leaving, N: tl.constexpr, S: tl.constexpr,
-                     KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
-                     BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
-                  BLOCK, STEPS, True)
-
-
-@triton.jit
-def leaving_window_2(jacobian, f0, f1, T, p0, p1, s0, s1, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,)), (p0, p1), (s0, s1), leaving, T, N, S, 2, KAPPA,
-                  START, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def leaving_window_3(jacobian, f0, f1, f2, T, p0, p1, p2, s0, s1, s2, leaving, N: tl.constexpr,
-                     S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,)), (p0, p1, p2), (s0, s1, s2), leaving, T, N,
-                  S, 3, KAPPA, START, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def leaving_window_4(jacobian, f0, f1, f2, f3, T, p0, p1, p2, p3, s0, s1, s2, s3, leaving,
-                     N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                     ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((jacobian,), ((f0,), (f1,), (f2,), (f3,)), (p0, p1, p2, p3), (s0, s1, s2, s3),
-                  leaving, T, N, S, 4, KAPPA, START, ONCE, BLOCK, STEPS, True)
-
-
-@triton.jit
-def leaving_window_2x1(D00, D01, D10, D11, f00, f01, T, p0, s0, leaving, N: tl.constexpr,
-                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA,
-                  START, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_2x2(D00, D01, D10, D11, f00, f01, f10, f11, T, p0, p1, s0, s1, leaving,
-                       N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11)), (p0, p1), (s0, s1), leaving, T,
-                  N, S, 2, KAPPA, START, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_2x3(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, T, p0, p1, p2, s0, s1,
-                       s2, leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       START: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21)), (p0, p1, p2),
-                  (s0, s1, s2), leaving, T, N, S, 3, KAPPA, START, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_2x4(D00, D01, D10, D11, f00, f01, f10, f11, f20, f21, f30, f31, T, p0, p1, p2,
-                       p3, s0, s1, s2, s3, leaving, N: tl.constexpr, S: tl.constexpr,
-                       KAPPA: tl.constexpr, START: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((D00, D01, D10, D11), ((f00, f01), (f10, f11), (f20, f21), (f30, f31)),
-                  (p0, p1, p2, p3), (s0, s1, s2, s3), leaving, T, N, S, 4, KAPPA, START, ONCE,
-                  BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_3x1(D00, D01, D02, D10, D11, D12, D20, D21, D22, f00, f01, f02, T, p0, s0,
-                       leaving, N: tl.constexpr, S: tl.constexpr, KAPPA: tl.constexpr,
-                       START: tl.constexpr, ONCE: tl.constexpr,
-                       BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving((D00, D01, D02, D10, D11, D12, D20, D21, D22), ((f00, f01, f02),), (p0,), (s0,),
-                  leaving, T, N, S, 1, KAPPA, START, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def leaving_window_4x1(D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32,
-                       D33, f00, f01, f02, f03, T, p0, s0, leaving, N: tl.constexpr,
-                       S: tl.constexpr, KAPPA: tl.constexpr, START: tl.constexpr,
-                       ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
-    _walk_leaving(
-                  (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-                  ((f00, f01, f02, f03),), (p0,), (s0,), leaving, T, N, S, 1, KAPPA, START, ONCE,
-                  BLOCK, STEPS, False)
-
+for _relations in range(1, MAX_RELATIONS + 1):
+    _entries(1, _relations, joined=True)
+for _states, _most in SEPARATE.items():
+    for _relations in range(1, _most + 1):
+        _entries(_states, _relations, joined=False)

@@ -11,6 +11,7 @@ before the arithmetic of these.
 import triton
 import triton.language as tl
 
+from traceops.kernels.es_trace_window.launch import MAX_STATES
 from traceops.kernels.states import (
     choose,
     load_each,
@@ -19,8 +20,7 @@ from traceops.kernels.states import (
     matvec,
     store_states,
 )
-
-__all__ = ['es_trace_window', 'es_trace_window_2', 'es_trace_window_3', 'es_trace_window_4']
+from traceops.kernels.written import entry_point
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def _load_back(filtered, t, n, live, N: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def _walk(signal, jacobian, factor, carry, correction, T, filtered, total, leaving,
+def _walk(signal, jacobian, factor, carry, correction, filtered, total, leaving, T,
           N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr, DECAY_F: tl.constexpr,
           ONCE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr, JOINED: tl.constexpr):
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -108,42 +108,16 @@ def _walk(signal, jacobian, factor, carry, correction, T, filtered, total, leavi
                 tl.store(filtered + tl.cast(t, tl.int64) * N + n, later, mask=live & there)
 
 
-@triton.jit
-def es_trace_window(signal, jacobian, factor, carry, correction, T, filtered, total, leaving,
-                    N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
-                    DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                    STEPS: tl.constexpr):
-    _walk((signal,), (jacobian,), (factor,), (carry,), correction, T, filtered, total, leaving, N,
-          S, DECAY_X, DECAY_F, ONCE, BLOCK, STEPS, True)
+def _entry(states):
+    """The entry point for so many states apart, or for operands with a trailing axis of them."""
+    joined = states is None
+    of_state = range(1 if joined else states)
+    signal, factor, carry = (tuple(f'{name}{i}' for i in of_state) for name in 'Lfg')
+    jacobian = tuple(f'D{i}{j}' for i in of_state for j in of_state)
+    entry_point(globals(), 'es_trace_window' if joined else f'es_trace_window_{states}', '_walk',
+                (signal, jacobian, factor, carry, 'correction'), ('filtered', 'total', 'leaving'),
+                ('N', 'S', 'DECAY_X', 'DECAY_F', 'ONCE', 'BLOCK', 'STEPS'), JOINED=joined)
 
 
-@triton.jit
-def es_trace_window_2(L0, L1, D00, D01, D10, D11, f0, f1, g0, g1, correction, T, filtered, total,
-                      leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
-                      DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                      STEPS: tl.constexpr):
-    _walk((L0, L1), (D00, D01, D10, D11), (f0, f1), (g0, g1), correction, T, filtered, total,
-          leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK, STEPS, False)
-
-
-@triton.jit
-def es_trace_window_3(L0, L1, L2, D00, D01, D02, D10, D11, D12, D20, D21, D22, f0, f1, f2, g0, g1,
-                      g2, correction, T, filtered, total, leaving, N: tl.constexpr,
-                      S: tl.constexpr, DECAY_X: tl.constexpr, DECAY_F: tl.constexpr,
-                      ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                      STEPS: tl.constexpr):
-    _walk((L0, L1, L2), (D00, D01, D02, D10, D11, D12, D20, D21, D22), (f0, f1, f2), (g0, g1, g2),
-          correction, T, filtered, total, leaving, N, S, DECAY_X, DECAY_F, ONCE, BLOCK,
-          STEPS, False)
-
-
-@triton.jit
-def es_trace_window_4(L0, L1, L2, L3, D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23,
-                      D30, D31, D32, D33, f0, f1, f2, f3, g0, g1, g2, g3, correction, T, filtered,
-                      total, leaving, N: tl.constexpr, S: tl.constexpr, DECAY_X: tl.constexpr,
-                      DECAY_F: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-                      STEPS: tl.constexpr):
-    _walk((L0, L1, L2, L3),
-          (D00, D01, D02, D03, D10, D11, D12, D13, D20, D21, D22, D23, D30, D31, D32, D33),
-          (f0, f1, f2, f3), (g0, g1, g2, g3), correction, T, filtered, total, leaving, N, S,
-          DECAY_X, DECAY_F, ONCE, BLOCK, STEPS, False)
+for _states in (None, *range(2, MAX_STATES + 1)):
+    _entry(_states)

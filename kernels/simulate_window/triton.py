@@ -12,12 +12,11 @@ sum is the same in every run.
 The texts are written by ``text.py``; a kernel is found here by the name that it gives to its text.
 """
 
-import linecache
-
 import triton
 import triton.language as tl
 
 from traceops.kernels.simulate_window.text import TEXTS
+from traceops.kernels.written import function_of
 
 _functions = {}
 
@@ -27,12 +26,8 @@ def __getattr__(name):
     if name not in TEXTS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     if name not in _functions:
-        text, file = TEXTS[name], f'<traceops {name}>'
-        # where inspect.getsource looks for it, which Triton asks
-        linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file
-        space = {'__name__': f'{__name__}.{name}', '__file__': file}
-        exec(compile(text, file, 'exec'), space)
-        _functions[name] = space['simulate_window']
+        space = {'__name__': f'{__name__}.{name}'}
+        _functions[name] = function_of(TEXTS[name], 'simulate_window', space)
     return _functions[name]
 
 
