@@ -65,11 +65,13 @@ class ProgramCase:
 
     ``kernels``, ``time``: at most so many times those of the simulation; ``bytes``: upstream
     moves at least so many times as many. ``launches``, ``launches_free``: at most so many, with a
-    trace that is carried over calls and without.
+    trace that is carried over calls and without. ``by_hand``: the whole training step of a loop
+    that is written by hand (:mod:`traceops.benchmarks.loops`), optimiser included.
     """
 
     case: Case
     aims: dict[str, float] = dataclasses.field(default_factory=dict)
+    by_hand: bool = False
 
 
 def _program(name: str, net: str, rule: str, n: int, **aims: float) -> ProgramCase:
@@ -89,4 +91,8 @@ PROGRAMS = (
     _program('D-RTRL LSTM 64', 'lstm', 'D_RTRL', 64, launches_free=40),
     ProgramCase(Case('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, None,
                      vmap=True, n_in=256), dict(launches=60.)),
+    ProgramCase(Case('ES-D-RTRL LIF 128, loop by hand', 'lif', 'ES_D_RTRL', 128, None, vmap=True,
+                     n_in=256), dict(launches=50.), by_hand=True),
+    ProgramCase(Case('D-RTRL LIF 1024, loop by hand', 'lif', 'D_RTRL', 1024, None, vmap=True,
+                     n_in=256), dict(launches=60.), by_hand=True),
 )

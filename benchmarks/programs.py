@@ -9,6 +9,7 @@ of the time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Callable
@@ -20,12 +21,16 @@ import jax
 import saiunit as u
 
 import traceops
-from traceops.benchmarks import hlo
-from traceops.benchmarks.measure import Training, online, pure, simulation
+from traceops.benchmarks import hlo, loops
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.measure import Training, data, of_case, online, pure, simulation
 from traceops.errors import TraceopsError
 
-__all__ = ['MissingCompilerError', 'Program', 'compile_stateful', 'need_compiler', 'programs',
-           'read']
+__all__ = ['MissingCompilerError', 'Program', 'compile_stateful', 'loop_programs',
+           'need_compiler', 'programs', 'read']
+
+#: The form for GPUs; the platform that this process runs on has another.
+_FORM: dict[str, Any] = {'two_phase': True}
 
 
 class MissingCompilerError(TraceopsError, RuntimeError):
@@ -92,12 +97,10 @@ def programs(make: Callable[[], Training], gpu: str, free: bool = True) -> dict[
     """
     need_compiler()
     brainstate.environ.set(dt=1. * u.ms)
-    # the form for GPUs; the platform that this process runs on has another
-    form: dict[str, Any] = {'two_phase': True}
     makers = {'upstream': lambda t: online(t, braintrace.compile),
-              'traceops': lambda t: online(t, traceops.compile, **form),
-              'reset': lambda t: online(t, traceops.compile, True, **form),
-              'free': lambda t: online(t, traceops.compile, carry_trace=False, **form),
+              'traceops': lambda t: online(t, traceops.compile, **_FORM),
+              'reset': lambda t: online(t, traceops.compile, True, **_FORM),
+              'free': lambda t: online(t, traceops.compile, carry_trace=False, **_FORM),
               'forward': simulation}
     found = {}
     for name, maker in makers.items():
@@ -105,4 +108,33 @@ def programs(make: Callable[[], Training], gpu: str, free: bool = True) -> dict[
             training = make()
             compiled = compile_stateful(gpu, maker(training), training.inputs, training.targets)
             found[name] = read(compiled, gpu)
+    return found
+
+
+def loop_programs(case: Case, gpu: str) -> dict[str, Program]:
+    """Of a training step whose loop is written by hand: ``'upstream'``, ``'traceops'``, and the
+    simulation alone, ``'forward'``.
+
+    Parameters
+    ----------
+    case : Case
+    gpu : str
+        A key of ``targets.GPUS``.
+
+    Raises
+    ------
+    MissingCompilerError
+        XLA's compiler for GPUs is not there.
+    """
+    need_compiler()
+    brainstate.environ.set(dt=1. * u.ms)
+    found = {}
+    for name, way in (('upstream', contextlib.nullcontext()),
+                      ('traceops', traceops.enabled(**_FORM))):
+        with way:
+            step = loops.train_step(loops.LoopCase(case.name, case))
+            found[name] = read(compile_stateful(gpu, step, *data(case)), gpu)
+    training = of_case(case)
+    found['forward'] = read(compile_stateful(
+        gpu, simulation(training), training.inputs, training.targets), gpu)
     return found

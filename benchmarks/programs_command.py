@@ -18,7 +18,7 @@ from rich.table import Table
 
 from traceops.benchmarks.cases import CASES, PROGRAMS, ProgramCase
 from traceops.benchmarks.measure import Training, of_case
-from traceops.benchmarks.programs import Program, programs
+from traceops.benchmarks.programs import Program, loop_programs, programs
 from traceops.benchmarks.targets import GPUS
 from traceops.cli import factory
 from traceops.errors import TraceopsError
@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     trainings = _trainings(args.targets, parser)
     rows = []
-    for name, (make, free, aims) in trainings.items():
-        found = programs(make, args.gpu, free)
+    for name, (compiled_for, aims) in trainings.items():
+        found = compiled_for(args.gpu)
         rows.append(figures(name, args.gpu, found, aims))
         print(table(rows[-1:]), end='', flush=True)
         if args.ops:
@@ -79,22 +79,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _trainings(names: list[str], parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """``{name: (make, whether there is a form without carry, aims)}``."""
+    """``{name: (gpu -> programs, aims)}``."""
     known = {c.name: ProgramCase(c) for c in CASES if c.upstream_fits}
     known |= {row.case.name: row for row in PROGRAMS}
     found: dict[str, Any] = {}
     for name in names or [row.case.name for row in PROGRAMS]:
         if ':' in name:
-            found[name] = functools.partial(_of_factory, factory(name, parser)), True, {}
+            make = functools.partial(_of_factory, factory(name, parser))
+            found[name] = functools.partial(programs, make, free=True), {}
             continue
         matching = [row for row in known.values() if fnmatch.fnmatch(row.case.name, name)]
         if not matching:
             parser.error(f'no case matches {name!r}; there are {", ".join(map(repr, known))}, and '
                          'MODULE:FACTORY for a net of yours')
         for row in matching:
-            found[row.case.name] = (functools.partial(of_case, row.case),
-                                    row.case.rule == 'D_RTRL', row.aims)
+            found[row.case.name] = _of_row(row), row.aims
     return found
+
+
+def _of_row(row: ProgramCase) -> Callable[[str], dict[str, Program]]:
+    if row.by_hand:
+        return functools.partial(loop_programs, row.case)
+    return functools.partial(programs, functools.partial(of_case, row.case),
+                             free=row.case.rule == 'D_RTRL')
 
 
 def _of_factory(function: Callable[[], Any]) -> Training:

@@ -44,7 +44,9 @@ def test_the_rows_and_what_is_aimed_at():
         'D-RTRL LIF 1024': dict(kernels=1.6, time=2., bytes=20., launches=50, launches_free=40),
         'D-RTRL ALIF 1024': dict(kernels=1.8, time=2.5, bytes=60., launches=55, launches_free=45),
         'D-RTRL GRU 128': dict(launches_free=40), 'D-RTRL LSTM 64': dict(launches_free=40),
-        'ES-D-RTRL two-layer ALIF 128 vmap': dict(launches=60)}
+        'ES-D-RTRL two-layer ALIF 128 vmap': dict(launches=60),
+        'ES-D-RTRL LIF 128, loop by hand': dict(launches=50),
+        'D-RTRL LIF 1024, loop by hand': dict(launches=60)}
     assert {(row.case.steps, row.case.batch) for row in PROGRAMS} == {(50, 32)}
 
 
@@ -97,6 +99,14 @@ def test_the_command(found, monkeypatch, capsys, tmp_path):
     assert rows[0]['programs']['upstream']['kernels'][0]['times'] == 220
     assert 'D-RTRL LIF 128' in (tmp_path / 'p.md').read_text()
     assert run('--list') == 0 and 'D-RTRL ALIF 1024' in capsys.readouterr().out
+
+
+def test_a_loop_by_hand_has_a_step_of_its_own(found, monkeypatch):
+    asked = []
+    monkeypatch.setattr(programs_command, 'loop_programs',
+                        lambda case, gpu: asked.append((case.rule, gpu)) or found)
+    assert run('*by hand') == 0
+    assert asked == [('ES_D_RTRL', 'h100'), ('D_RTRL', 'h100')]
 
 
 def test_a_net_of_the_users(found, monkeypatch, tmp_path, capsys):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import traceops
 from tests.parity.harness import BATCH, RULES, assert_close
@@ -263,11 +264,106 @@ def twice(task):
                                                            task.y))
 
 
-@pytest.mark.parametrize('asked, turns', [(1, [{'1'}, {'5'}]), (2, [{'2'}] * 2),
-                                          (True, [{'12'}] * 2)])
-@pytest.mark.parametrize('rule', BOTH)
+TWO = {'two_phase': True}
+
+
+def counting(task):
+    """Carries that count, that are only added to, and that are neither, beside the gradients."""
+    task.begin()
+    x0 = {'turn': jnp.int32(3), 'down': jnp.arange(2), 'loss': jnp.float64(1.), 'last': task.y[0],
+          'mixed': jnp.zeros(()), 'key': jax.random.key(0)}
+
+    def step(carry, slices):
+        total, c = carry
+        grads, loss, out = task.grad(slices[0] * (1. + .1 * c['turn']), slices[1])
+        key, sub = jax.random.split(c['key'])
+        c = {'turn': 2 + c['turn'] - 1, 'down': c['down'] - jnp.array([1, 2]),
+             'loss': c['loss'] - .5 * loss, 'last': out, 'key': key,
+             'mixed': .9 * c['mixed'] + c['down'].sum() * jax.random.uniform(sub) + loss}
+        return (add(total, grads), c), (c['turn'], c['mixed'])
+    (total, c), ys = brainstate.transform.scan(step, (task.zeros(), x0), (task.x, task.y))
+    return total, {**c, 'key': jax.random.uniform(c['key'])}, ys
+
+
+@some('loop, rule, vmap', ((tutorial, weighted, for_loop, by_hand, reverse, counting), BOTH,
+                           (True, False)), [
+    (tutorial, 'es', True), (tutorial, 'd_rtrl', False), (counting, 'es', True)])
+def test_steps_in_two_phases(float64, loop, rule, vmap):
+    """The form for GPUs: the loop only simulates, all else is computed of all steps together."""
+    seen = compare(loop, 'alif', rule, vmap=vmap, settings=TWO)
+    (said,) = {one.simulation for one in seen}
+    assert said[0].startswith("the window's simulation: ")
+
+
+@some('net', (VMAPPED,), [('gru',), ('sparse',)])
+def test_nets_in_two_phases(float64, net):
+    for rule in BOTH:
+        compare(tutorial, net, rule, settings=TWO)
+
+
+@some('rule, name', (('d_rtrl', 'es', 'eprop'), ('3', '1', 'budget')), [('es', '3')])
+def test_windows_in_two_phases(float64, rule, name):
+    seen = compare(tutorial, 'alif', rule, vmap=rule != 'eprop',
+                   settings={**TWO, **SETTINGS[name]})
+    assert all(one.window < T for one in seen) or name == 'budget'
+
+
+def test_effects_in_two_phases(float64):
+    """Each once a step and in order, with the values that they would have."""
+    def loop(task):
+        task.begin()
+
+        def step(total, slices):
+            grads, loss, out = task.grad(*slices)
+            jax.debug.callback(lambda v: heard.append(float(v)), loss, ordered=True)
+            return add(total, grads), loss
+        return brainstate.transform.scan(step, task.zeros(), (task.x, task.y))
+
+    heard = []
+    compare(loop, 'alif', 'es', settings=TWO)
+    jax.effects_barrier()
+    np.testing.assert_allclose(heard[:T], heard[T:], 1e-12)
+    assert len(heard) == 2 * T
+
+
+def test_the_running_index_is_no_state_of_the_simulation():
+    """It counts; so are carries that are only added to."""
+    program = []
+
+    def loop(task):
+        task.begin()
+
+        def step(carry, slices):
+            grads, loss, out = task.grad(*slices)
+            return (add(carry[0], grads), carry[1] + loss, carry[2] + 1), out
+
+        def run():
+            return brainstate.transform.scan(
+                step, (task.zeros(), jnp.zeros(()), 0), (task.x, task.y))
+        program.append(brainstate.transform.make_jaxpr(run)()[0])
+        return run()
+    compare(loop, 'lif', 'es', 1e-5, settings=TWO)
+    (step,) = {eqn.params['step'] for eqn in simulations(program[1].jaxpr)}
+    assert [v.aval.shape[0] for v in step.states] == [BATCH] * len(step.states)
+    assert all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in step.states)
+
+
+def simulations(jaxpr):
+    """The equations of simulations in a program, and in those within it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'etp_simulate_window':
+            yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from simulations(inner)
+
+
+@pytest.mark.parametrize('asked, turns', [(1, [{'1'}, {'5', '12'}]),
+                                          (2, [{'2'}, {'2', '12'}]), (True, [{'12'}] * 2)])
+@pytest.mark.parametrize('rule', ['es', pytest.param('d_rtrl', marks=pytest.mark.slow)])
 def test_iterations_of_several_steps(float64, rule, asked, turns):
-    """The form for GPUs: five steps an iteration, where the loop does not say how many."""
+    """The form for GPUs: five steps an iteration, where the loop does not say how many (and the
+    readout's own loop, of few operations, is one).
+    """
     program = []
 
     def loop(task):
@@ -281,7 +377,7 @@ def test_iterations_of_several_steps(float64, rule, asked, turns):
             return brainstate.transform.scan(step, task.zeros(), (task.x, task.y), unroll=asked)
         program.append(str(brainstate.transform.make_jaxpr(run)()))
         return run()
-    compare(loop, 'alif', rule, steps=12, waits=None, settings={'two_phase': True})
+    compare(loop, 'alif', rule, steps=12, waits=None, settings=TWO)
     assert turns == [
         set(re.findall(r'\blength=12.*?\bunroll=(\d+)', text, re.S)) for text in program]
 
@@ -308,6 +404,8 @@ class PlainReadout(Gated):
 @pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
 def test_parameters_without_a_trace(float64, rule):
     compare(tutorial, Net(PlainReadout), rule)
+    # in two phases it is summed over the steps by the product itself
+    compare(tutorial, Net(PlainReadout), rule, settings=TWO)
 
 
 @pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
@@ -528,6 +626,12 @@ def test_loops_without_a_gradient(float64, loop, net, rule, vmap):
     seen = compare(loop, net, rule, begin=True, vmap=vmap, waits=None, settings={'window': 3})
     assert [reason for _, reason in seen[0].forward] == [''] and seen[0].window == 3
     assert all(one.deferred for one in seen[1:])
+
+
+@some('loop, vmap', ((forward, warm_up), (True, False)), [(warm_up, False)])
+def test_loops_without_a_gradient_in_two_phases(float64, loop, vmap):
+    compare(loop, 'lif', 'd_rtrl', vmap=vmap, begin=True, waits=None, settings=TWO)
+
 
 
 def test_no_pass_over_the_trace_is_left_in_a_loop_without_a_gradient():

@@ -24,7 +24,7 @@ from traceops.compiler.jaxpr import (
 from traceops.compiler.partition import StepPartition, is_expensive, partition_step
 from traceops.compiler.recompute import WindowValues, recompute, restore, run_downstream
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
-from traceops.compiler.simulation import advance, blocks_of, simulate
+from traceops.compiler.simulation import Simulate, advance, blocks_of, simulate, simulated
 from traceops.compiler.trace import places_of, trace
 from traceops.compiler.types import typed
 
@@ -94,7 +94,7 @@ class StepProgram:
     before: tuple[Any, ...]
     after: tuple[Any, ...]
     types: dict[str, Any]
-    simulate: Callable[..., Any] | None = None
+    simulate: Simulate | None = None
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
@@ -168,19 +168,11 @@ class StepProgram:
                    fold: Fold | None, impure: Any = None,
                    ) -> tuple[list[Any], list[Any], Any, Any]:
         """The loop over time: ``(core, residuals, carry and results of a forward fold)``."""
-        blocks = blocks_of(self.partition, constant)
         if self.simulate is not None and fold is None:
-            slices = jax.tree.leaves(xs)
-
-            def alone(constant: Any, now: Any, core: Any) -> Any:
-                again = None if impure is None else now[len(slices):]
-                new, _, residuals = simulate(
-                    self.partition, constant, now[:len(slices)], core, {}, again)
-                return new, residuals
-
-            core, residuals = self.simulate(
-                alone, constant, [*slices, *(impure or ())], core, self.partition.unroll)
+            core, residuals = simulated(
+                self.partition, self.simulate, constant, jax.tree.leaves(xs), core, impure)
             return core, residuals, None, None
+        blocks = blocks_of(self.partition, constant)
 
         def step(full: Any, given: Any) -> Any:
             (core, carry), (x, impure) = full, given
@@ -250,7 +242,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
                constants: Sequence[Any], counter: Any,
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
                blocks: bool = False, unroll: int = 1,
-               simulate: Callable[..., Any] | None = None) -> StepProgram:
+               simulate: Simulate | None = None) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters

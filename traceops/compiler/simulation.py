@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import lax
@@ -14,7 +14,10 @@ from traceops.compiler.column_blocks import column_blocks_of, product
 from traceops.compiler.jaxpr import backward_slice, part
 from traceops.compiler.partition import StepPartition
 
-__all__ = ['advance', 'blocks_of', 'simulate']
+__all__ = ['Simulate', 'advance', 'blocks_of', 'simulate', 'simulated']
+
+#: ``(step, constants, slices, states, unroll) -> (states, kept)``, lists of arrays.
+Simulate = Callable[..., tuple[list[Any], list[Any]]]
 
 
 def blocks_of(partition: StepPartition, constant: Sequence[Any]) -> dict[Any, list[Any]]:
@@ -51,6 +54,24 @@ def simulate(partition: StepPartition, constant: Sequence[Any], slices: Sequence
                 partition.residuals, blocks, again=impure is not None)
     first, second = len(core_out), len(core_out) + len(in_loop)
     return out[:first], out[first:second], out[second:]
+
+
+def simulated(partition: StepPartition, run: Simulate, constant: Sequence[Any],
+              slices: Sequence[Any], core: Sequence[Any],
+              impure: Sequence[Any] | None = None) -> tuple[list[Any], list[Any]]:
+    """The core after a window, and the residuals of its steps, ``[T, ...]``.
+
+    ``run`` runs the loop, inside which nothing is needed but what simulates; ``slices`` and
+    ``impure``, what effects gave where they have run before, are of all steps.
+    """
+    count = len(slices)
+
+    def step(constant: Any, now: Any, core: Any) -> Any:
+        new, _, residuals = simulate(partition, constant, now[:count], core, {},
+                                     None if impure is None else now[count:])
+        return new, residuals
+
+    return run(step, constant, [*slices, *(impure or ())], core, partition.unroll)
 
 
 def _loop(partition: StepPartition, env: dict[Any, Any], wanted: Sequence[Any],

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from traceops.compiler.shared_signal import SharedSignal
@@ -15,6 +16,7 @@ from traceops.engine.windows import choose_window
 from traceops.host import upstream
 from traceops.host.recorder import split_states
 from traceops.host.relations import stack_states
+from traceops.host.rule import whole, with_every_step
 from traceops.host.rules import make_rule
 from traceops.loops.analysis import Learner, Product
 from traceops.loops.flat import Value
@@ -52,13 +54,15 @@ class _InLoop:
 class Deferred(LearnerInLoop):
     """A :class:`traceops.loops.deferred.WindowRule`, by the rule of a learner."""
 
-    def __init__(self, found: Learner) -> None:
+    def __init__(self, found: Learner, at_once: bool = False) -> None:
         super().__init__(found)
         self.settings = found.owner.traceops_settings
         self.factorised = isinstance(found.owner, upstream.IODimVjpAlgorithm)
         self.learner: Any = found.owner if self.factorised else _InLoop(found.owner)
         rule_of: Any = make_rule
-        self.rule = rule_of(self.learner, found.lanes)
+        self.rule = rule_of(self.learner, found.lanes, at_once)
+        #: Whether the record of a step is digested before it is stored.
+        self.folds = not (at_once or self.rule.backward)
         self.rule.events = True     # little of a loop's compile time, much of a short window's
         self.bypass = upstream.has_bypass(found.owner)
 
@@ -83,8 +87,8 @@ class Deferred(LearnerInLoop):
     # -- step by step ----------------------------------------------------------------------------
 
     def inner(self, carry: Any) -> Any:
-        """What is folded step by step, of each product (backward, nothing is)."""
-        return [() if self.rule.backward else self.rule.inner(carry) for _ in self.products]
+        """What is folded step by step, of each product."""
+        return [self.rule.inner(carry) if self.folds else () for _ in self.products]
 
     def digest(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
         operands = self.factors(env)
@@ -96,7 +100,7 @@ class Deferred(LearnerInLoop):
         for product, folded in zip(self.products, inner, strict=True):
             signals = self._signals(product, env)
             record = {**factors, **signals}
-            if not self.rule.backward:
+            if self.folds:
                 if not self.bypass:     # at hand: paired in the loop, and not recorded
                     record['signal'] = [SharedSignal(s, None) for s in signals['signal']]
                     signals = {'signal': [SharedSignal((), None) for _ in signals['signal']]}
@@ -115,17 +119,19 @@ class Deferred(LearnerInLoop):
 
     # -- window by window ------------------------------------------------------------------------
 
-    def close(self, carry: Any, inner: Any, record: Any,
-              constant: Callable[[Value], Any]) -> tuple[dict[Product, dict[Value, Any]], Any]:
+    def close(self, carry: Any, inner: Any, record: Any, constant: Callable[[Value], Any],
+              steps: int) -> tuple[dict[Product, dict[Value, Any]], Any]:
         weights = self.weights(constant)
         if not self.factorised:
             self.learner.enter(carry)
         if not self.products:
-            return {}, self.rule.leave(carry, record, weights)
+            return {}, self.rule.leave(carry, whole(record, steps), weights)
         solved, leaving = {}, None
         for product, folded, (one, index) in zip(self.products, inner, record, strict=True):
-            if self.rule.backward:
-                folded, digested = self.rule.digest_window(carry, one, index[0])
+            if not self.folds:
+                one = {**one, 'x': whole(one['x'], steps)}
+                folded, digested = self.rule.digest_window(
+                    carry, with_every_step(jax.ShapeDtypeStruct((steps,), bool), one), index[0])
                 one = {**one, **digested}
             grads, after = self.rule.close(carry, folded, one, weights, index[0])
             if leaving is None or product.node.primitive is GRADIENT:

@@ -152,7 +152,8 @@ class LoopsExplanation:
             lines.append('- at every step: the loop runs as it is written. If it only added the '
                          'gradients up (norms, clipping and updates after it), they could wait.')
         lines += [f'- {loop.where}: {said}' for loop in self.loops
-                  for said in (*describe(loop.block_products), *_of_events(loop.events))]
+                  for said in (*describe(loop.block_products), *loop.simulation,
+                               *_of_events(loop.events))]
         return '\n'.join(lines)
 
 

@@ -20,7 +20,14 @@ import jax
 
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
-from traceops.host.plan import NO_TRACE, form_of_loops, why_short
+from traceops.host.plan import (
+    NO_TRACE,
+    Simulator,
+    at_once,
+    form_of_loops,
+    simulator_of,
+    why_short,
+)
 from traceops.host.relations import event_weights
 from traceops.host.seen import caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
@@ -55,6 +62,8 @@ class Loop:
     forward : tuple of (str, str)
         Learners of which no gradient is taken, and why their trace is rolled at every step
         (empty: it is formed once a window).
+    simulation : tuple of str
+        How the loop that only simulates runs, where there is one.
     """
 
     where: str
@@ -65,6 +74,7 @@ class Loop:
     block_products: int = 0
     events: tuple[str, ...] = ()
     forward: tuple[tuple[str, str], ...] = ()
+    simulation: tuple[str, ...] = ()
 
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
@@ -135,17 +145,20 @@ def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
 
 def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis) -> DeferredLoop:
     """The loop without the traces of the learners whose gradients wait."""
-    learners = [Deferred(one) for one in analysis.deferred]
-    forms = [form_of_loops(one.settings) for one in learners]
+    owners = [one.owner.traceops_settings for one in analysis.deferred]
+    # one loop, one form: that for a GPU where any learner has it
+    asked = next((settings for settings in owners if at_once(settings)), owners[0])
+    learners = [Deferred(one, at_once(asked)) for one in analysis.deferred]
     with unwatched():
-        return DeferredLoop(original, loop, analysis, learners,
-                            blocks=all(form['blocks'] for form in forms),
-                            unroll=max(form['unroll'] for form in forms))
+        return DeferredLoop(original, loop, analysis, learners, simulate=simulator_of(asked),
+                            **form_of_loops(asked))
 
 
 def _report(learners: Sequence[Learner], steps: int, deferred: DeferredLoop | None) -> None:
     waiting = [one for one in learners if not one.reason and one.products]
+    simulate = deferred.at_once.simulate if deferred and deferred.at_once else None
     loop = Loop(
+        simulation=tuple(simulate.describe()) if isinstance(simulate, Simulator) else (),
         where=caller(), steps=steps, window=deferred.window if deferred else None,
         block_products=deferred.block_products if deferred else 0,
         deferred=tuple(name_of(one.owner) for one in waiting),

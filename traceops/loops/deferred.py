@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.simulation import Simulate
 from traceops.compiler.types import typed
 from traceops.loops.analysis import Analysis, Learner, Product
+from traceops.loops.at_once import Body, StepsAtOnce
 from traceops.loops.flat import Value, apply, read
 from traceops.loops.rewrite import Kept
 from traceops.loops.trace import TracedLoop
@@ -41,11 +43,17 @@ class WindowRule(Protocol):
         """What is folded step by step, from what enters the window."""
 
     def digest(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
-        """Fold one step, of which ``env`` has the values; the record of it."""
+        """Fold one step, of which ``env`` has the values; the record of it.
 
-    def close(self, carry: Any, inner: Any, record: Any,
-              constant: Callable[[Value], Any]) -> tuple[dict[Product, dict[Value, Any]], Any]:
-        """Sums over the window of the results of gradient nodes; what enters the next one."""
+        Where the steps of a window are taken at once, nothing is folded.
+        """
+
+    def close(self, carry: Any, inner: Any, record: Any, constant: Callable[[Value], Any],
+              steps: int) -> tuple[dict[Product, dict[Value, Any]], Any]:
+        """Sums over the window of the results of gradient nodes; what enters the next one.
+
+        Of the record of so many ``steps``, what is the same at all may have come once.
+        """
 
 
 class DeferredLoop:
@@ -64,10 +72,14 @@ class DeferredLoop:
         Whether products with large weights are taken in column blocks.
     unroll : int
         Steps in an iteration, where the loop does not set more than one.
+    simulate : callable, optional
+        The steps of a window are taken in two phases, and this runs the loop that only simulates
+        (see :class:`traceops.compiler.program.StepProgram`). Without it, one loop does all.
     """
 
     def __init__(self, original: Callable[..., Any], loop: TracedLoop, analysis: Analysis,
-                 learners: Sequence[WindowRule], blocks: bool, unroll: int) -> None:
+                 learners: Sequence[WindowRule], blocks: bool, unroll: int,
+                 simulate: Simulate | None = None) -> None:
         self.original, self.loop, self.analysis = original, loop, analysis
         self.learners, self.blocks = learners, blocks
         self.unroll = unroll if loop.unroll == 1 else loop.unroll
@@ -79,9 +91,10 @@ class DeferredLoop:
         self.fixed = sorted(fixed)
         self.live = [i for i in range(loop.carries)
                      if i not in gone and i not in fixed and i not in self.sums]
-        self.wanted = [*(analysis.leaving[i] for i in self.live),
-                       *analysis.flat.outputs[loop.carries:],
-                       *(v for one in learners for v in one.reads)]
+        body = Body(analysis, self.kept, self.live, list(analysis.flat.outputs[loop.carries:]),
+                    [v for one in learners for v in one.reads], self._records)
+        self.wanted = [*(analysis.leaving[i] for i in self.live), *body.outputs, *body.reads]
+        self.at_once = None if simulate is None else StepsAtOnce(body, simulate, self.unroll)
         self.window = self._choose_window()
         self.block_products = 0               # known once it has run
 
@@ -108,6 +121,10 @@ class DeferredLoop:
         ys = [read(env, v) for v in analysis.flat.outputs[carries:]]
         both = [one.digest(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
         return (new, [inner for inner, _ in both]), (ys, [record for _, record in both])
+
+    def _records(self, env: dict[Value, Any]) -> list[Any]:
+        """Of one step, where nothing is folded."""
+        return [one.digest(one.inner(None), env)[1] for one in self.learners]
 
     def _constants(self, consts: Any, init: Any) -> dict[Value, Any]:
         return {**dict(zip(self.analysis.flat.constants, consts, strict=True)),
@@ -147,17 +164,20 @@ class DeferredLoop:
                 xs: Any, count: int) -> Any:
         live, sums, carries = full
         inners = [one.inner(c) for one, c in zip(self.learners, carries, strict=True)]
-        (live, inners), (ys, records) = self.original(
-            lambda c, x: self._step(constants, c, x, blocks), (live, inners), xs,
-            length=count, unroll=self.unroll)
-        solved, after = {}, []
         known = dict(constants)
 
         def constant(v: Value) -> Any:
             return self.kept.constant(v, known)
 
+        if self.at_once is not None:
+            live, ys, records = self.at_once(constants, live, xs, count, constant)
+        else:
+            (live, inners), (ys, records) = self.original(
+                lambda c, x: self._step(constants, c, x, blocks), (live, inners), xs,
+                length=count, unroll=self.unroll)
+        solved, after = {}, []
         for one, carry, inner, record in zip(self.learners, carries, inners, records, strict=True):
-            grads, carry = one.close(carry, inner, record, constant)
+            grads, carry = one.close(carry, inner, record, constant, count)
             solved.update(grads)
             after.append(carry)
         total = self.kept.after(constant, solved)
