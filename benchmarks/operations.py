@@ -155,8 +155,8 @@ def _row(case: OperationCase, repeats: int) -> OperationRow:
     fns = {b: jax.jit(functools.partial(case.call, backend=b)) for b in backends}
     results = {b: jax.tree.leaves(fn(*operands)) for b, fn in fns.items()}
     touched = sum(a.nbytes for a in (*operands, *results['jax']))
-    difference = _apart(results['triton'], results['jax']) if 'triton' in fns else None
-    error = None if case.exact is None else _apart(
+    difference = _difference(results['triton'], results['jax']) if 'triton' in fns else None
+    error = None if case.exact is None else _difference(
         results[backends[-1]], [case.exact(*case.operands)])
     del results
     times = _times(case, fns, operands, repeats)
@@ -181,7 +181,7 @@ def _times(case: OperationCase, fns: dict[str, Any], operands: tuple[Any, ...],
             for b, t in interleaved(fns, operands, repeats, None).items()}
 
 
-def _apart(got: list[Any], want: list[Any]) -> float:
+def _difference(got: list[Any], want: list[Any]) -> float:
     """The largest relative difference of a result, by norm."""
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64))
              for a, b in zip(got, want, strict=True)]

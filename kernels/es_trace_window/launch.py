@@ -23,11 +23,11 @@ TABLE: dict[tuple[int, str, int], Tile] = {
 
 
 def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *,
-         capability: int, decay_x: float, decay_f: float, apart: bool = False,
+         capability: int, decay_x: float, decay_f: float, separate: bool = False,
          once: int = 0) -> KernelCall | str:
     """The launch for operands of these shapes, or why there is none.
 
-    ``apart``: states are separate arrays, and ``once`` has a bit for each array of the Jacobian,
+    ``separate``: states are separate arrays, and ``once`` has a bit for each array of the Jacobian,
     the signal and the factor that is loop-invariant.
     """
     S = signal.shape[-1]
@@ -39,7 +39,7 @@ def plan(signal: Any, jacobian: Any, factor: Any, carry: Any, correction: Any, *
     N = math.prod(place)
     tile = TABLE[generation(capability), 'float32', S]
     return KernelCall(
-        kernel=f'es_trace_window.es_trace_window{f"_{S}" if apart and S > 1 else ""}',
+        kernel=f'es_trace_window.es_trace_window{f"_{S}" if separate and S > 1 else ""}',
         outputs=(((T, *place), np.float32), (place, np.float32), ((*place, S), np.float32)),
         grid=(ceil_div(N, tile.block[0]),), scalars=(T,),
         constants={'N': N, 'S': S, 'DECAY_X': decay_x, 'DECAY_F': decay_f, 'ONCE': once,

@@ -109,7 +109,7 @@ def _walk(signal, jacobian, factor, carry, correction, filtered, total, leaving,
 
 
 def _entry(states):
-    """The entry point for so many states apart, or for operands with a trailing axis of them."""
+    """The entry point for so many separate states, or for operands with a trailing axis of them."""
     joined = states is None
     of_state = range(1 if joined else states)
     signal, factor, carry = (tuple(f'{name}{i}' for i in of_state) for name in 'Lfg')

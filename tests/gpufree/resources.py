@@ -86,7 +86,7 @@ def _scan_cases():
                    (('decay_x', .9), ('decay_f', .9), ('states', 0)))
         if S > 1:
             one, last = ((50, *_PLACE), jnp.float32), (_PLACE, jnp.float32)
-            yield Case(g, 'es_trace_window', f'S={S} apart',
+            yield Case(g, 'es_trace_window', f'S={S} separate',
                        (*(one,) * (S + S * S + S), *(last,) * S, ((50,), jnp.float32)),
                        (('decay_x', .9), ('decay_f', .9), ('states', S)))
 
@@ -97,15 +97,15 @@ def _scan_forms():
         one = ((50, *_PLACE), jnp.float32)
         vector, matrix = ((50, *_PLACE, S), jnp.float32), ((50, *_PLACE, S, S), jnp.float32)
         for R in (1, 4):
-            apart = is_separate(S, R)
-            for kappa in (None, .5) if apart else ():
+            separate = is_separate(S, R)
+            for kappa in (None, .5) if separate else ():
                 yield Case(g, 'adjoint_window',
-                           f'S={S} relations={R} filter={kappa is not None} apart',
+                           f'S={S} relations={R} filter={kappa is not None} separate',
                            (one,) * (S + S * S + R * S),
                            (('kappa', kappa), ('states', S), ('leaving', '')))
-            yield Case(g, 'adjoint_window', f'S={S} relations={R} leaving{" apart" * apart}',
-                       (one,) * (S * S + R * S) if apart else (matrix, *(vector,) * R),
-                       (('kappa', .5), ('states', S * apart), ('leaving', 'onto')))
+            yield Case(g, 'adjoint_window', f'S={S} relations={R} leaving{" separate" * separate}',
+                       (one,) * (S * S + R * S) if separate else (matrix, *(vector,) * R),
+                       (('kappa', .5), ('states', S * separate), ('leaving', 'onto')))
 
 
 def _trace_cases():

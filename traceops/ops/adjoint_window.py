@@ -114,9 +114,9 @@ def _cases() -> list[Any]:
         cases.append(((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S),
                        *(draw(5, 3, 67, S) for _ in range(R))),
                       {'kappa': kappa, 'states': 0, 'leaving': ''}))
-    apart = [draw(5, 3, 67) for _ in range(8)]          # two states apart, one relation
+    separate = [draw(5, 3, 67) for _ in range(8)]          # two states separate, one relation
     for leaving in ('', 'start', 'onto'):
-        cases.append((tuple(apart[2 * bool(leaving):]),
+        cases.append((tuple(separate[2 * bool(leaving):]),
                       {'kappa': 0.8, 'states': 2, 'leaving': leaving}))
     return cases
 

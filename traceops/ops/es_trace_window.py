@@ -66,7 +66,7 @@ def _kernel(*operands: Any, states: int, **params: Any) -> Any:
     full = jax.eval_shape(lambda *a: layout.every_step(a, steps), *window) if states else window
     once = layout.once_bits(window, steps, states, states) if states else 0
     structs = layout.joined_structs([*full, *given[len(window):]], _KINDS, states)
-    return launch.plan(*structs, correction, apart=states > 0, once=once, **params)
+    return launch.plan(*structs, correction, separate=states > 0, once=once, **params)
 
 
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[Any],
@@ -91,8 +91,8 @@ def _cases() -> list[Any]:
     params = {'decay_x': 0.9, 'decay_f': 0.8}
     joined = [((draw(5, 3, 67, S), 0.5 * draw(5, 3, 67, S, S), draw(5, 3, 67, S), draw(3, 67, S),
                 correction), {**params, 'states': 0}) for S in (1, 2)]
-    apart = (*(0.5 * draw(5, 3, 67) for _ in range(8)), draw(3, 67), draw(3, 67), correction)
-    return [*joined, (apart, {**params, 'states': 2})]
+    separate = (*(0.5 * draw(5, 3, 67) for _ in range(8)), draw(3, 67), draw(3, 67), correction)
+    return [*joined, (separate, {**params, 'states': 2})]
 
 
 ES_TRACE_WINDOW = define(Operation(

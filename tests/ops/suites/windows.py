@@ -135,9 +135,9 @@ class LeavingWindowSuite(Suite):
         want = oracle.leaving_window(jacobian, factors, kappa)
         got = ops.leaving_window(jacobian, factors, kappa=kappa, backend=self.backend)
         close(got, want, self.tolerance)
-        apart = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
+        separate = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
                                    backend=self.backend)
-        close(apart, want, self.tolerance)
+        close(separate, want, self.tolerance)
         start = ops.leaving_window(rows(jacobian), [parts(f) for f in factors], kappa=kappa,
                                    start=True, backend=self.backend)
         close(start[:2], want[:2], self.tolerance)
@@ -223,8 +223,8 @@ class EsTraceWindowSuite(Suite):
     @pytest.mark.parametrize('T', [1, 4])
     def test_states_may_be_separate(self, S, T):
         L, D, f, g, c = self.operands(S, T=T)
-        apart = (parts(L), rows(D), parts(f), parts(g), c)
-        close(self.run(*apart), self.expected([L, D, f, g, c]), self.tolerance)
+        separate = (parts(L), rows(D), parts(f), parts(g), c)
+        close(self.run(*separate), self.expected([L, D, f, g, c]), self.tolerance)
 
     @pytest.mark.parametrize('lanes', [False, True])
     @pytest.mark.parametrize('S', [1, 2])
