@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import os
+import pathlib
 
 import brainstate
 import jax
@@ -96,8 +97,34 @@ def forget_programs():
         jax.clear_caches()
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption('--half', type=int, choices=(1, 2),
+                     help='of the cases of a test every other one, and this half of the tests of '
+                          'commands; the other half runs on another Python')
+
+
+#: What runs whole commands, most of it the same whatever the versions: in one of the halves.
+COMMANDS = 'benchmarks', 'demo', 'examples', 'gpufree', 'test_docs.py', 'test_packaging.py'
+
+
+def _other_half(config, items):
+    """Every second case of those that are parametrized; other tests are in both halves."""
+    half, cases, tests = config.getoption('half'), itertools.count(), pathlib.Path(__file__).parent
+    for item in items:
+        if half and item.path.relative_to(tests).parts[0] in COMMANDS:
+            if half == 2:
+                yield item
+        elif half and hasattr(item, 'callspec') and next(cases) % 2 == half % 2:
+            yield item
+
+
+@pytest.hookimpl(trylast=True)          # after -m and -k
+def pytest_collection_modifyitems(config, items):
     """What is for the other platform is skipped; what is for a CPU says why, each in its mark."""
+    left_out = list(_other_half(config, items))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     other = 'cpu' if any(d.platform == 'gpu' for d in jax.devices()) else 'gpu'
     for item in items:
         mark = item.get_closest_marker(other)

@@ -75,7 +75,7 @@ def test_the_warm_up_correction_ends_where_upstream_ends_it(float64, monkeypatch
     assert int(ours.inner.running_index.value) == 1002
 
 
-@pytest.mark.parametrize('start', [5, -5])
+@pytest.mark.parametrize('start', [5, pytest.param(-5, marks=pytest.mark.slow)])
 def test_the_running_index_may_be_read_in_the_step(float64, start):
     """And ends where upstream's does, from wherever it begins."""
     upstream, ours = pair(ALIF, 'd_rtrl', 7, window=3)
