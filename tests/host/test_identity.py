@@ -83,8 +83,10 @@ def test_classes_that_watch_their_subclasses():
     assert Meta.made == ['Listed']
 
 
-@pytest.mark.parametrize('vmap', [False, True])
-@pytest.mark.parametrize('writer, reader', [('upstream', 'fast'), ('fast', 'upstream')])
+@pytest.mark.parametrize('vmap, writer, reader', [
+    (False, 'upstream', 'fast'), (True, 'fast', 'upstream'),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (True, 'upstream', 'fast'), (False, 'fast', 'upstream')))])
 def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, vmap, writer, reader):
     """In the middle of a sequence: file, names and number, and what follows."""
     def values(run):        # traces by their place: upstream's own names differ between processes

@@ -31,7 +31,8 @@ def in_a_loop(case):
 
 
 @pytest.mark.parametrize(('make', 'case'), [
-    (in_windows, small('two-alif', 'D_RTRL', False)), (in_windows, small('lif', 'ES_D_RTRL', True)),
+    (in_windows, small('two-alif', 'D_RTRL', False)),
+    pytest.param(in_windows, small('lif', 'ES_D_RTRL', True), marks=pytest.mark.slow),
     (in_a_loop, small('lif', 'ES_D_RTRL', True))])
 def test_every_learner_of_a_net_has_the_same_program(make, case):
     x, y = measure.data(case)

@@ -35,9 +35,11 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize('name, rule, vmap, steps, window', [
-    ('alif', 'd_rtrl', False, 7, None), ('lif', 'd_rtrl', True, 7, 3), ('alif', 'es', True, 7, 3),
-    ('two-layer', 'es', False, 50, 3), ('lif', 'es-zero', False, 7, 7),
-    ('lif', 'es-rank', False, 1, 1), ('lif', 'es-pair', False, 2, 2)])
+    ('alif', 'd_rtrl', False, 7, None), ('alif', 'es', True, 7, 3), ('lif', 'es-rank', False, 1, 1),
+    ('lif', 'es-pair', False, 2, 2),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('two-layer', 'es', False, 50, 3), ('lif', 'd_rtrl', True, 7, 3),
+        ('lif', 'es-zero', False, 7, 7)))])
 def test_gradients_of_spikes(float64, counted, name, rule, vmap, steps, window):
     compare(name, rule, vmap, steps, window, 1e-10, carry=rule != 'd_rtrl')
     assert set(counted) >= {(9, 6)}         # input and spikes, by neurons
