@@ -329,8 +329,9 @@ class TestWhereUpstreamIsAsFast:
         ({}, 8, False, 'lif', 'es'), ({}, 4, False, 'alif', 'es'),
         ({'two_phase': True}, 2, False, 'lif', 'd_rtrl'), ({}, 4, False, 'lif', 'd_rtrl'),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-            ({'two_phase': True}, 7, False, 'lif', 'es'), ({'window': 2}, 2, False, 'lif', 'd_rtrl'),
-            ({}, 2, True, 'lif', 'd_rtrl'), ({'carry_trace': False}, 2, False, 'lif', 'd_rtrl'),
+            ({'two_phase': True}, 7, False, 'lif', 'es'),
+            ({'window': 2}, 2, False, 'lif', 'd_rtrl'), ({}, 2, True, 'lif', 'd_rtrl'),
+            ({'carry_trace': False}, 2, False, 'lif', 'd_rtrl'),
             ({}, 2, False, 'alif', 'd_rtrl')))])
     def test_not_where_the_window_is_asked_for_or_faster(self, settings, steps, vmap, net, rule):
         with traceops.configured(**settings):
