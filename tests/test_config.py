@@ -10,13 +10,13 @@ import threading
 import pytest
 
 import traceops
-from traceops import config
+from traceops import config, memory
 from traceops.errors import SettingsError, TraceopsError
 
 VALUES = {'window': 7, 'memory_budget': 4096, 'carry_trace': False, 'precision': 'tf32',
-          'backend': 'jax', 'two_phase': True}
+          'backend': 'jax', 'two_phase': True, 'reuse_memory': True}
 TEXTS = {'window': '7', 'memory_budget': '4KiB', 'carry_trace': 'no', 'precision': 'tf32',
-         'backend': 'jax', 'two_phase': 'on'}
+         'backend': 'jax', 'two_phase': 'on', 'reuse_memory': '1'}
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +218,10 @@ def test_a_bad_environment_variable_does_not_break_the_import():
                           capture_output=True, env={**os.environ, 'TRACEOPS_WINDOW': 'x'})
     assert done.returncode == 0, done.stderr
     assert "refused: the environment variable TRACEOPS_WINDOW='x'" in done.stdout
+
+
+def test_memory_is_reused_only_with_glibc(monkeypatch):
+    monkeypatch.setattr(memory, 'able', lambda: False)
+    with pytest.raises(SettingsError, match='reuse_memory=True is not legal; .*glibc'):
+        traceops.configure(reuse_memory=True)
+    assert not traceops.settings().reuse_memory

@@ -1,5 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
+import mmap
+import re
 import types
 
 import braintrace
@@ -7,7 +9,7 @@ import pytest
 from packaging.version import Version
 
 import traceops
-from traceops import doctor
+from traceops import doctor, memory
 from traceops.benchmarks import measure
 
 
@@ -76,12 +78,12 @@ def test_the_exit_status_and_the_table(monkeypatch, capsys):
     monkeypatch.setattr(doctor, 'check_parity', parity(True))
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
-    assert 'traceops status' in out and 'none of 10 checks failed' in out and 'FAILED' not in out
+    assert 'traceops status' in out and 'none of 11 checks failed' in out and 'FAILED' not in out
     assert all(name in out for name in ('ES_D_RTRL True', 'D_RTRL False', 'command'))
     monkeypatch.setattr(doctor, 'check_parity', parity(False))
     assert doctor.main([]) == 1
     out = capsys.readouterr().out
-    assert '4 of 10 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
+    assert '4 of 11 checks failed' in out and out.count('FAILED') == 4 and 'an advice' in out
 
 
 @pytest.mark.parametrize('check', ['check_versions', 'check_devices'])
@@ -137,7 +139,7 @@ def test_on_a_gpu_every_kernel_is_compared_and_timed(right, monkeypatch, capsys)
     assert doctor.main([]) == (0 if right else 1)
     out = capsys.readouterr().out
     assert 'limit us' in out and ('wrong: d_trace_update S=2' in out) == (not right)
-    assert ('of 11 checks failed' in out) and ('report this, with all' in out) == (not right)
+    assert ('of 12 checks failed' in out) and ('report this, with all' in out) == (not right)
 
 
 def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):
@@ -148,3 +150,24 @@ def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):
     monkeypatch.setattr(operations, 'run', run)
     check, text = doctor.check_operations()
     assert not check.passed and check.found == 'RuntimeError: out of memory' and text == ''
+
+
+def test_page_faults_are_counted_with_and_without():
+    check = doctor.check_reuse()
+    if not memory.able():
+        pytest.skip('the allocator of this Python is not glibc\'s')
+    without, kept = (int(n) for n in re.findall(r'^(\d+) .*; (\d+) with', check.found)[0])
+    assert without >= 2 ** 26 // mmap.PAGESIZE > 10 * kept
+    assert 'reuse_memory=True' in check.advice and check.passed
+    assert 'glibc' in doctor.check_reuse(able=False).found
+
+
+def test_a_learner_made_with_it_has_memory_reused(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, 'reuse', lambda: asked.append(1))
+    net = braintrace.nn.GRUCell(2, 2)
+    traceops.D_RTRL(net)
+    assert not asked
+    with traceops.configured(reuse_memory=True):
+        traceops.D_RTRL(net)
+    assert asked

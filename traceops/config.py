@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from traceops import memory
 from traceops.errors import SettingsError
 
 __all__ = ['ENVIRONMENT', 'Settings', 'configure', 'configured', 'install_asked', 'reset',
@@ -34,6 +35,7 @@ ENVIRONMENT = {
     'precision': 'TRACEOPS_PRECISION',
     'backend': 'TRACEOPS_BACKEND',
     'two_phase': 'TRACEOPS_TWO_PHASE',
+    'reuse_memory': 'TRACEOPS_REUSE_MEMORY',
 }
 
 
@@ -64,6 +66,10 @@ class Settings:
         ``False``: a step at a time, most of them never stored. ``None``: together on a GPU, where
         the launches of a step cost more than its arithmetic. There the loop takes five steps a
         turn, and what it keeps of them is stored at once.
+    reuse_memory : bool
+        ``True``: from the first learner made with it on, the process keeps the memory that it
+        frees until it ends, so that the arrays of a call are not touched anew in the next. Needs
+        glibc. ``traceops doctor`` counts what that saves.
     """
 
     window: int | None = None
@@ -72,6 +78,7 @@ class Settings:
     precision: str = 'highest'
     backend: str = 'auto'
     two_phase: bool | None = None
+    reuse_memory: bool = False
 
     def __post_init__(self) -> None:
         for field, (legal, example, read) in _FIELDS.items():
@@ -109,6 +116,12 @@ def _flag(value: Any) -> bool:
     return value
 
 
+def _reused(value: Any) -> bool:
+    if _flag(value) and not memory.able():
+        raise ValueError
+    return bool(value)
+
+
 def _one_of(*words: str) -> tuple[str, str, Callable[[Any], str]]:
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in words:
@@ -126,6 +139,7 @@ _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'backend': _one_of('auto', 'jax', 'triton'),
     'two_phase': ('True, False, or None to choose', True,
                   lambda value: None if value is None else _flag(value)),
+    'reuse_memory': ('True (with glibc, which Linux usually has) or False', False, _reused),
 }
 
 
@@ -150,7 +164,7 @@ def _from_text(field: str, text: str) -> Any:
         return None
     if field == 'window':
         return int(text)
-    if field in ('carry_trace', 'two_phase'):
+    if field in ('carry_trace', 'two_phase', 'reuse_memory'):
         return _WORDS.get(text.lower(), text)
     return text
 

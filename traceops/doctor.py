@@ -10,6 +10,8 @@ import mmap
 import os
 import pathlib
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
@@ -20,13 +22,14 @@ from rich.table import Table
 from tqdm import tqdm
 
 import traceops
+from traceops import memory
 from traceops.errors import UnsupportedVersionError
 from traceops.host import versions
 from traceops.status import status
 from traceops.text import render
 
 __all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_operations',
-           'check_pages', 'check_parity', 'check_versions', 'main']
+           'check_pages', 'check_parity', 'check_reuse', 'check_versions', 'main']
 
 OURS = 'braintrace-traceops'
 _REPORT = 'report this, with all that traceops doctor printed'
@@ -123,6 +126,18 @@ def check_pages(enabled: str | None = None, libc: tuple[str, str] | None = None,
                  'large arrays come in pages of 2 MiB' if helps else '')
 
 
+def check_reuse(able: bool | None = None) -> Check:
+    """How many pages are touched anew, and with ``reuse_memory`` (of another process)."""
+    if not (memory.able() if able is None else able):
+        return Check('page faults', True, 'reuse_memory is for glibc, which this Python is not of')
+    without, kept = subprocess.run([sys.executable, memory.__file__], check=True, text=True,
+                                   stdout=subprocess.PIPE).stdout.split()
+    return Check('page faults', True, f'{without} for an array of 64 MiB that is allocated, '
+                 f'filled and freed; {kept} with reuse_memory',
+                 'traceops.configure(reuse_memory=True) keeps freed memory for the next call'
+                 if int(kept) < int(without) else '')
+
+
 def _cost_of_new_memory(size: int = 2 ** 26) -> float:
     """Seconds a GiB that touching memory takes the first time more than the second."""
     with mmap.mmap(-1, size) as memory:
@@ -190,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     print(status(), end='\n\n')
     checks = [check_versions(), check_devices(), check_import_name(), check_command(),
-              check_pages()]
+              check_pages(), check_reuse()]
     if checks[0].passed and checks[1].passed:   # else upstream cannot be compared with
         checks.append(check_compiler())
         checks += [check() for check in tqdm([*_parity_checks()], desc='gradients', leave=False)]

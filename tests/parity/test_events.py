@@ -61,12 +61,16 @@ def _program(name, rule, **settings):
 
 
 @pytest.mark.parametrize('name, rule, settings', [
-    ('gru', 'd_rtrl', {'carry_trace': False}), ('gru', 'es', {}), ('vanilla', 'es', {}),
-    ('lif', 'd_rtrl', {})])
+    ('gru', 'd_rtrl', {'carry_trace': False}), ('gru', 'es', {}), ('vanilla', 'es', {})])
 def test_what_looks_for_none(counted, name, rule, settings):
-    """Values that are no spikes, and a product beside which the trace is updated."""
+    """Values that are no spikes."""
     _program(name, rule, **settings, window=3)
     assert not counted
+
+
+def test_a_carried_trace_is_no_hindrance(counted):
+    _program('lif', 'd_rtrl', window=3)
+    assert counted
 
 
 @pytest.mark.parametrize('made', [

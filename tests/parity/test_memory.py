@@ -52,6 +52,38 @@ def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     assert all(r.kept_bytes == 0 < r.trace_bytes for r in traceops.explain(run.learner).rows)
 
 
+def makers(program, size):
+    """Operations of a compiled program that make an array of ``size`` elements and more."""
+    found = re.findall(r'= \(?(?:pred|[suf]\d+|bf16)\[([\d,]+)\]\S* ([\w-]+)\(', program.as_text())
+    return {name for shape, name in found if math.prod(map(int, shape.split(','))) >= size}
+
+
+@pytest.mark.parametrize('program, dead', [('made', True), ('reset before and after', True),
+                                           ('reset before', False)])
+def test_a_trace_that_the_program_itself_cannot_read_again_is_not_formed(
+        program, dead, monkeypatch):
+    """Made or reset in the same program. One that leaves the program is formed: who called it may
+    look at it.
+    """
+    monkeypatch.setattr(harness, 'BATCH', 16)
+    monkeypatch.setattr(nets, 'N', 24)
+    def make():
+        with traceops.configured(window=3):
+            return start(traceops.compile, NETS['lif'], 'd_rtrl', 3)
+    run = None if program == 'made' else make()
+
+    def call():
+        one = run or make()
+        if program != 'made':
+            one.learner.reset_state(16)
+        out = one.eager_grad()
+        if program == 'reset before and after':
+            one.learner.reset_state(16)
+        return out
+    made = makers(compiled(call), 16 * 24 * 24)
+    assert (made <= {'broadcast', 'fusion'}) == dead, made      # zeros
+
+
 @pytest.mark.parametrize('rule, name, kept, shared_signals', [
     ('d_rtrl', 'lif', 1, 0), ('d_rtrl', 'alif', 1, 0), ('es', 'alif', 1, 1),
     ('es', 'two-layer', 1, 3)])

@@ -63,7 +63,6 @@ class Deferred(LearnerInLoop):
         self.rule = rule_of(self.learner, found.lanes, at_once)
         #: Whether the record of a step is digested before it is stored.
         self.folds = not (at_once or self.rule.backward)
-        self.rule.events = True     # little of a loop's compile time, much of a short window's
         self.bypass = upstream.has_bypass(found.owner)
 
     def window(self, steps: int, step_bytes: int) -> int:

@@ -339,9 +339,8 @@ def _notes(inner: Any, rows: list[Row]) -> list[str]:
     if jax.default_backend() == 'gpu' and getattr(inner, '_steps', None) is not None \
             and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
-    if any(r.engine == 'window' for r in rows) and (
-            not isinstance(inner, upstream.ParamDimVjpAlgorithm) or not inner._carries_trace):
-        notes += _of_events(event_weights(inner))       # not beside the pass over a trace
+    if any(r.engine == 'window' for r in rows):
+        notes += _of_events(event_weights(inner))
     if _trace_is_in_the_way(inner, rows, calls):
         notes.append(f'the carried trace ({_mib(sum(r.kept_bytes for r in rows))}) dominates '
                      f'memory; every call so far was an etrace_grad from a zero trace. If all are, '

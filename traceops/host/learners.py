@@ -20,7 +20,7 @@ import brainstate
 import braintrace
 import jax
 
-from traceops import config
+from traceops import config, memory
 from traceops.errors import TraceNotCarriedError
 from traceops.host import upstream
 from traceops.host.drive import evolve, gradient
@@ -85,6 +85,8 @@ class FastLearner(_Instead):
     def begin(self) -> None:
         """Keep the settings in force, and Jacobian rows apart."""
         self.one.traceops_settings = config.settings()
+        if self.one.traceops_settings.reuse_memory:
+            memory.reuse()
         upstream.keep_rows_apart(self.one.graph_executor)
 
     # -- states ----------------------------------------------------------------------------

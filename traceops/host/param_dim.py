@@ -30,7 +30,6 @@ class ParamDimRule(Rule):
         super().__init__(learner, lanes, at_once)
         self.kappa = learner.config.kappa if learner.config.trace_filter == 'kappa' else None
         self.carried = learner.traceops_settings.carry_trace
-        self.events = not self.carried      # beside the pass over a trace it is small
         self.bypass = upstream.has_bypass(learner)
         self.trace_pass = TracePass(learner, self.views, lanes, self.kappa)
 

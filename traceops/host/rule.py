@@ -57,9 +57,6 @@ class Rule(abc.ABC):
         self.views = relation_views(learner)
         self.precision = learner.traceops_settings.precision
         self.backend = learner.traceops_settings.backend
-        #: Whether the product of a gradient may look which spikes are zero (see
-        #: :func:`traceops.ops.trace_gradient`): where it is a large part of a call.
-        self.events = True
 
     @property
     def folds(self) -> bool:
@@ -116,7 +113,7 @@ class Rule(abc.ABC):
                   cotangent: Any) -> dict[str, Any]:
         """Of one relation's operands, by the product that the learner's settings ask for."""
         return view.gradient(weight_vals, x, cotangent, self.precision, self.backend,
-                             self.events and view.of_events)
+                             view.of_events)
 
     def _over_lanes(self, fn: Any, *args: Any, axes: Any = 0) -> Any:
         return jax.vmap(fn, in_axes=axes)(*args) if self.lanes else fn(*args)
