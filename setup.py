@@ -71,6 +71,7 @@ setup(
         'saiunit>=0.5.2,<0.7',
         'numpy>=2.0',
         'packaging>=23',
+        'platformdirs>=4',
         'rich>=13',
         'scipy>=1.14',
         'tqdm>=4.60',

@@ -29,9 +29,6 @@ from traceops.errors import TraceopsError
 __all__ = ['MissingCompilerError', 'Program', 'compile_stateful', 'loop_programs',
            'need_compiler', 'programs', 'read']
 
-#: The form for GPUs; the platform that this process runs on has another.
-_FORM: dict[str, Any] = {'two_phase': True}
-
 
 class MissingCompilerError(TraceopsError, RuntimeError):
     """XLA's compiler for GPUs is not installed, or not switched on."""
@@ -98,9 +95,9 @@ def programs(make: Callable[[], Training], gpu: str, free: bool = True) -> dict[
     need_compiler()
     brainstate.environ.set(dt=1. * u.ms)
     makers = {'upstream': lambda t: online(t, braintrace.compile),
-              'traceops': lambda t: online(t, traceops.compile, **_FORM),
-              'reset': lambda t: online(t, traceops.compile, True, **_FORM),
-              'free': lambda t: online(t, traceops.compile, carry_trace=False, **_FORM),
+              'traceops': lambda t: online(t, traceops.compile),
+              'reset': lambda t: online(t, traceops.compile, True),
+              'free': lambda t: online(t, traceops.compile, carry_trace=False),
               'forward': simulation}
     found = {}
     for name, maker in makers.items():
@@ -130,7 +127,7 @@ def loop_programs(case: Case, gpu: str) -> dict[str, Program]:
     brainstate.environ.set(dt=1. * u.ms)
     found = {}
     for name, way in (('upstream', contextlib.nullcontext()),
-                      ('traceops', traceops.enabled(**_FORM))):
+                      ('traceops', traceops.enabled())):
         with way:
             step = loops.train_step(loops.LoopCase(case.name, case))
             found[name] = read(compile_stateful(gpu, step, *data(case)), gpu)

@@ -139,7 +139,7 @@ def test_on_a_gpu_every_kernel_is_compared_and_timed(right, monkeypatch, capsys)
     assert doctor.main([]) == (0 if right else 1)
     out = capsys.readouterr().out
     assert 'limit us' in out and ('wrong: d_trace_update S=2' in out) == (not right)
-    assert ('of 12 checks failed' in out) and ('report this, with all' in out) == (not right)
+    assert ('of 13 checks failed' in out) and ('report this, with all' in out) == (not right)
 
 
 def test_kernels_that_cannot_be_timed_are_a_finding(monkeypatch):

@@ -43,6 +43,7 @@ COMMANDS = {
     'bench': ('traceops.benchmarks', 'upstream, traceops, BPTT and simulation in one run'),
     'programs': ('traceops.benchmarks.programs_command',
                  'what training costs as a GPU program'),
+    'tune': ('traceops.benchmarks.tune', 'on a GPU, time kernels against XLA, once'),
     'explain': ('traceops.cli:explain', 'what traceops does with a learner of yours'),
     'doctor': ('traceops.doctor', 'versions, devices, a parity check on this machine'),
     'status': ('traceops.cli:status', 'versions and settings'),

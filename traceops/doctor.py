@@ -28,8 +28,9 @@ from traceops.host import versions
 from traceops.status import status
 from traceops.text import render
 
-__all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_operations',
-           'check_pages', 'check_parity', 'check_reuse', 'check_versions', 'main']
+__all__ = ['Check', 'check_command', 'check_devices', 'check_import_name', 'check_measurements',
+           'check_operations', 'check_pages', 'check_parity', 'check_reuse', 'check_versions',
+           'main']
 
 OURS = 'braintrace-traceops'
 _REPORT = 'report this, with all that traceops doctor printed'
@@ -191,6 +192,21 @@ def check_operations() -> tuple[Check, str]:
     return Check('kernels', not wrong, found, _REPORT if wrong else ''), operations.table(rows)
 
 
+def check_measurements(kind: str) -> Check:
+    """What ``traceops tune`` kept of a device can be read, where there is something."""
+    from traceops.ops import measured
+    ignored = measured.problem(kind)
+    if ignored:
+        return Check('measurements', True, ignored, 'delete it, or run traceops tune again')
+    found = measured.known(kind)
+    if not found:
+        return Check('measurements', True, 'none of this device: tables choose the simulation',
+                     'traceops tune measures it, once')
+    kernels = sum(one.backend == 'triton' for one in found.values())
+    return Check('measurements', True, f'{len(found)} of this device, the kernel in {kernels}: '
+                 f'{measured.file_of(kind)}')
+
+
 def _parity_checks() -> Iterator[Callable[[], Check]]:
     for rule in ('D_RTRL', 'ES_D_RTRL'):
         for vmap in (False, True):
@@ -211,8 +227,9 @@ def main(argv: list[str] | None = None) -> int:
         checks += [check() for check in tqdm([*_parity_checks()], desc='gradients', leave=False)]
     timings = ''
     if checks[1].passed and jax.default_backend() == 'gpu':
+        from traceops.ops import choice
         kernels, timings = check_operations()
-        checks.append(kernels)
+        checks += [kernels, check_measurements(choice.cuda_place().kind)]
     table = Table(title='traceops doctor', title_justify='left')
     for name in ('check', 'result', 'found', 'advice'):
         table.add_column(name, overflow='fold')

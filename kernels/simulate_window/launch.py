@@ -20,7 +20,8 @@ from traceops.kernels.simulate_window.statements import Exchange, block, list_si
 from traceops.kernels.simulate_window.step import Step, UnsupportedError
 from traceops.kernels.simulate_window.text import Text, name_of, write
 
-__all__ = ['EVENTS', 'IN_CACHE', 'MOST', 'described', 'kernel_of', 'name', 'plan']
+__all__ = ['EVENTS', 'IN_CACHE', 'MOST', 'described', 'kernel_of', 'kind_of', 'measured_as', 'name',
+           'plan']
 
 #: Neurons up to which a list of events is the automatic choice: above, the weights are no longer
 #: in the cache of all devices. And up to which a sample is a program.
@@ -114,6 +115,24 @@ def plan(*operands: Any, step: Step, capability: int) -> KernelCall | str:
         prepare=functools.partial(_prepared, made_of, text),
         finish=functools.partial(_finished, made_of, len(kept)),
         rather=_rather(text, generation(capability)))
+
+
+def measured_as(*operands: Any, step: Step) -> list[str]:
+    """Under what such a call is measured: this text for so many samples, or layers of its size.
+
+    Samples, and of layers neurons, are rounded up to a power of two.
+    """
+    made_of, text = kernel_of(step)
+    samples = power_of_2(math.prod(made_of.samples))
+    return [f'{name_of(text.source)}, {samples} samples',
+            f'{kind_of(text)}, {power_of_2(text.widest)} neurons, {samples} samples']
+
+
+def kind_of(text: Text) -> str:
+    """What kind of layer, of those that are measured for all sizes."""
+    if not text.exchanges:
+        return 'no product'
+    return 'events' if all(e.events for e in text.exchanges) else 'all rows'
 
 
 def _rather(text: Text, generation: int) -> str:

@@ -36,6 +36,8 @@ class Step:
         Steps in a turn of the loop that the reference is.
     spike : str
         The primitive that makes spikes (see :mod:`traceops.compiler.spikes`).
+    said : list of str
+        Why lanes over it keep the loop, where they do: noted when it is mapped, for who asks.
     """
 
     closed: ClosedJaxpr
@@ -43,6 +45,7 @@ class Step:
     slices: int
     unroll: int
     spike: str
+    said: list[str] = dataclasses.field(default_factory=list)
 
     def __call__(self, constants: Any, slices: Any, states: Any) -> tuple[list[Any], list[Any]]:
         out = jax.core.eval_jaxpr(self.closed.jaxpr, self.closed.consts,

@@ -100,8 +100,8 @@ def test_whatever_is_mapped_is_one_launch(name, proof):
 
 #: Of operations that are not one launch whatever is mapped: kernels, and whether there is a loop.
 _LANES = {
-    # weights of each lane, and inputs of samples that the lanes share, keep XLA's loop
-    'simulate_window': lambda W, x, h: (1, False) if W is None and x == 0 else (0, True),
+    # lanes with weights of their own: a launch each
+    'simulate_window': lambda W, x, h: (1 if W is None else 3, False),
     # a pattern of each lane: a call for each lane
     'sparse_trace_gradient': lambda x, delta, sources, targets:
         (1, not sources is targets is None)}

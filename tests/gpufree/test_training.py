@@ -24,7 +24,6 @@ STATES = {'lif': 1, 'alif': 2, 'gru': 1}
 #: one too), and one a relation.
 KERNEL = {'D_RTRL': 'etp_adjoint_window', 'ES_D_RTRL': 'etp_es_trace_window'}
 LAUNCHES = {('D_RTRL', 'gru'): 1}
-FORM = {k: v for k, v in {'two_phase': True}.items() if k in traceops.config.ENVIRONMENT}
 
 
 @functools.cache
@@ -32,7 +31,7 @@ def call(net, rule, vmap):
     """A training call without a carried trace, as a pure function, and what it is called with."""
     brainstate.environ.set(dt=1. * u.ms)
     training = of_case(Case('one', net, rule, N, None, steps=T, batch=B, vmap=vmap, n_in=64))
-    fn = online(training, traceops.compile, carry_trace=False, **FORM)
+    fn = online(training, traceops.compile, carry_trace=False)
     function, states = programs.pure(fn, training.inputs, training.targets)
     return function, jax.eval_shape(lambda *a: a, states, training.inputs, training.targets)
 
@@ -88,7 +87,7 @@ def test_a_window_is_simulated_in_one_launch(bar, proof):
     net, rule, n, steps, vmap, carried = bar
     brainstate.environ.set(dt=1. * u.ms)
     training = of_case(Case('one', net, rule, n, None, steps=steps, batch=32, vmap=vmap, n_in=256))
-    form = FORM if carried else {**FORM, 'carry_trace': False}
+    form = {} if carried else {'carry_trace': False}
     compiled = programs.compile_stateful('h100', online(training, traceops.compile, **form),
                                          training.inputs, training.targets)
     found = programs.read(compiled, 'h100')
@@ -166,7 +165,7 @@ def test_a_loop_written_by_hand_is_simulated_in_one_launch(row, proof):
     rule, n = row
     brainstate.environ.set(dt=1. * u.ms)
     one = Case('one', 'lif', rule, n, None, vmap=True, n_in=256)
-    with traceops.enabled(**FORM):
+    with traceops.enabled():
         program = programs.compile_stateful(
             'h100', loops.train_step(loops.LoopCase('one', one)), *data(one))
     found = programs.read(program, 'h100')

@@ -164,6 +164,31 @@ def test_what_cannot_be_a_kernel_says_why_and_keeps_the_loop(name):
         ops.simulate_window(step, constants, slices, states, backend='triton')
 
 
+@pytest.mark.parametrize('lanes, backend, calls', [
+    (3, 'triton', 3), (12, 'triton', 12), (3, 'jax', 0), (12, 'auto', 0)])
+def test_lanes_with_weights_of_their_own(lanes, backend, calls):
+    """A launch each where the kernel is asked for; the automatic choice says why it is the loop."""
+    step, constants, slices, states = operands_of('lif')
+    made = []
+
+    def run(W):
+        made.append(ops.Simulation(step, [W, *constants[1:]], slices, states, backend=backend))
+        return made[0].run()
+    found = jax.make_jaxpr(jax.vmap(run))(jnp.stack([constants[0]] * lanes))
+    names = [e.primitive.name for e in found.jaxpr.eqns]
+    assert names.count('etp_simulate_window') == calls
+    assert ('scan' in names) == (calls == 0)
+    said = f'{lanes} lanes cannot share a launch (a product of float32[{lanes},3,32]'
+    assert [text.startswith(said) for text in made[0].step.said] == [True] * (backend == 'auto')
+
+
+def test_inputs_that_the_lanes_share_are_those_of_each():
+    step, constants, slices, states = operands_of('lif')
+    found = jax.make_jaxpr(jax.vmap(lambda s: ops.simulate_window(
+        step, constants, slices, s, backend='triton')))([jnp.stack([a] * 3) for a in states])
+    assert [e.primitive.name for e in found.jaxpr.eqns].count('etp_simulate_window') == 1
+
+
 def test_the_automatic_choice_by_size():
     """Events up to 4096 neurons; of gated nets, weights that stay in a multiprocessor."""
     def rather(name, N, capability=90):

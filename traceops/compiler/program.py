@@ -25,10 +25,10 @@ from traceops.compiler.partition import StepPartition, is_expensive, partition_s
 from traceops.compiler.recompute import WindowValues, recompute, restore, run_downstream
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
 from traceops.compiler.simulation import Simulate, advance, blocks_of, simulate, simulated
-from traceops.compiler.trace import places_of, trace
+from traceops.compiler.trace import Traced, places_of, trace
 from traceops.compiler.types import typed
 
-__all__ = ['Fold', 'StepProgram', 'UnknownEffectError', 'trace_step']
+__all__ = ['Fold', 'StepProgram', 'UnknownEffectError', 'trace_step', 'traced_step']
 
 
 class UnknownEffectError(Exception):
@@ -238,7 +238,18 @@ def _like(new: Any, old: Any) -> Any:
     return tree.unflatten([jnp.asarray(a, b.dtype) for a, b in zip(new, leaves, strict=True)])
 
 
-def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[Any],
+def traced_step(step: Callable[..., Any], xs: tuple[Any, ...], kept: Sequence[Any]) -> Traced:
+    """``step`` traced on one slice of ``xs``, for :func:`trace_step`, any number of times.
+
+    ``kept``: the states that are not carried from step to step (the tape and the constants).
+    """
+    slices = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a),
+                                       weak_type=getattr(a, 'weak_type', False)), xs)
+    return trace(step, slices, kept)
+
+
+def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
                blocks: bool = False, unroll: int = 1,
@@ -247,8 +258,9 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
 
     Parameters
     ----------
-    step : callable
-        Called with one slice of each entry of ``xs``; returns a dict with ``'sum'``.
+    step : callable or Traced
+        Called with one slice of each entry of ``xs``; returns a dict with ``'sum'``. Or what
+        :func:`traced_step` made of it.
     xs : tuple of pytrees, ``[T, ...]``
     tape : sequence of State
         Written by the step, stacked instead of carried.
@@ -269,16 +281,13 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     simulate : callable, optional
         As in :class:`StepProgram`.
     """
-    slices = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(jnp.shape(a)[1:], jnp.result_type(a),
-                                       weak_type=getattr(a, 'weak_type', False)), xs)
-    traced = trace(step, slices, (*tape, *constants))
+    traced = step if isinstance(step, Traced) else traced_step(step, xs, (*tape, *constants))
     _check_effects(traced.closed.jaxpr)
     states = traced.states
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, traced.written, strict=True))
     closed = narrowed(inlined(traced.closed))
-    positions, new_positions = traced.positions, traced.new_positions
+    positions, new_positions = jax.tree.map(int, traced.positions), traced.new_positions
     types = jax.tree.map(lambda p: traced.closed.out_avals[p], positions)
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(types['sum'])
     made_by = producers(closed.jaxpr)
@@ -298,7 +307,7 @@ def trace_step(step: Callable[..., Any], xs: tuple[Any, ...], *, tape: Sequence[
     taped = jax.tree.leaves(positions['tape'])
     places, out_tree = jax.tree.flatten(positions)
 
-    n_slices = len(jax.tree.leaves(slices))
+    n_slices = len(jax.tree.leaves(xs))
     leaves = places_of(states, n_slices)
     counter_at = _position(counter, states)
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])

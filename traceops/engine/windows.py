@@ -33,13 +33,13 @@ def choose_window(length: int, step_bytes: int, window: int | None, budget: int)
 def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
                 after_window: Callable[..., Any],
                 fold_of: Callable[..., Fold | None] = lambda carry: None,
-                ) -> tuple[Any, Any, Any]:
+                ) -> tuple[Any, Any, Any, Any]:
     """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
 
     Parameters
     ----------
     program : StepProgram
-        The recorded step; its states are read before and written after.
+        The recorded step; its states are read.
     xs : pytree of arrays, ``[T, ...]``
         Arguments of the step.
     K : int
@@ -54,9 +54,9 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
 
     Returns
     -------
-    carry, sums, outputs
-        ``sums`` are the outputs that add up over steps; ``outputs`` are concatenated over
-        windows, ``[T, ...]``.
+    states, carry, sums, outputs
+        ``states`` are for :meth:`StepProgram.store`; ``sums`` are the outputs that add up over
+        steps; ``outputs`` are concatenated over windows, ``[T, ...]``.
     """
     states, sums = program.initial()
 
@@ -81,14 +81,13 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
         full, out = window(full, rest)
         outputs.append(jax.tree.map(lambda a: a[None], out))
     states, sums, carry = full
-    program.store(states)
-    return carry, sums, _joined(outputs)
+    return states, carry, sums, _joined(outputs)
 
 
 def run_windows_back(program: StepProgram, xs: Any, K: int,
                      after_window: Callable[..., Any], carry: Any,
                      fold_of: Callable[..., Fold | None] = lambda carry: None,
-                     record: bool = False) -> tuple[Any, Any, Any]:
+                     record: bool = False) -> tuple[Any, Any, Any, Any]:
     """As :func:`run_windows`, with the windows taken from the last to the first.
 
     A first pass only simulates and keeps the states at the start of each window, and the results of
@@ -124,8 +123,7 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
         (_, _, arriving), _ = jax.eval_shape(window, full, first)
         full = (*full[:2], jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), arriving))
     (_, sums, carry), out = jax.lax.scan(window, full, (given, head), reverse=True)
-    program.store(states)
-    return carry, sums, _joined([out, *outputs])
+    return states, carry, sums, _joined([out, *outputs])
 
 
 def _cut(xs: Any, K: int) -> tuple[Any, Any]:

@@ -15,20 +15,18 @@ import jax.numpy as jnp
 import saiunit as u
 
 from traceops.compiler.column_blocks import describe
-from traceops.compiler.program import Fold, StepProgram, UnknownEffectError, trace_step
+from traceops.compiler.program import (
+    Fold,
+    StepProgram,
+    UnknownEffectError,
+    trace_step,
+    traced_step,
+)
 from traceops.compiler.types import CarryTypeError, typed
 from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
-from traceops.host.param_dim import ParamDimRule
-from traceops.host.plan import (
-    NO_TRACE,
-    Simulator,
-    at_once,
-    form_of_loops,
-    simulator_of,
-    why_short,
-    why_small,
-)
+from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, simulator_of
+from traceops.host.plan import NO_TRACE, why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
@@ -84,37 +82,57 @@ def gradient(
     if per_step:
         return as_upstream(per_step)
 
-    with learner._recorder.apart():
-        program = _program(
-            learner, _gradient_step(learner, step_fn, weights, has_aux), (sequences, mask_),
-            constants=tuple(learner._recorder.ports.values()),
-            invariant=learner._recorder.invariant, in_loop=rule.in_loop)
-        if isinstance(program, str):
-            return as_upstream(program)
+    xs, recorder = (sequences, mask_), learner._recorder
+    with recorder.apart():
+        program_of = _program(
+            learner, _gradient_step(learner, step_fn, weights, has_aux), xs, rule,
+            lambda rule: {'invariant': recorder.invariant, 'in_loop': rule.in_loop},
+            tuple(recorder.ports.values()))
+        if isinstance(program_of, str):
+            return as_upstream(program_of)
         try:
-            types = _types(learner, program, weights, rule)
+            types = _types(learner, program_of(rule), weights, rule)
         except CarryTypeError as err:
             return as_upstream(str(err))
-        K, twice = _windows(rule, program, length)
-        total, losses, aux = _run_gradient(
-            learner, rule, program, weights, types, (sequences, mask_), K, twice)
-        said('window', _said(program, K, twice))
+
+        def run(its: Any) -> Any:
+            program = program_of(its)
+            K, twice = _windows(its, program, length)
+            out = _run_gradient(learner, its, program, weights, types, xs, K, twice)
+            if its is rule:
+                said('window', _said(program, K, twice))
+            return out
+        states, carry, total, losses, aux = _by_form(rule, run)
+        program_of(rule).store(states)
+        rule.store(carry)
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
 
-def _program(learner: Any, step: Callable[..., Any], xs: Any, **states: Any) -> StepProgram | str:
-    """The step as a program, or why it is upstream's to take."""
+def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
+             options_of: Callable[[Any], dict[str, Any]], constants: Any = (),
+             ) -> Callable[[Any], StepProgram] | str:
+    """Of a rule, the step as a program in its form, traced once; or why it is upstream's to take.
+
+    ``options_of``: of a rule, other arguments of :func:`trace_step`.
+    """
+    tape, settings = learner._recorder.tape, learner.traceops_settings
+
+    @functools.cache
+    def program_of(rule: Any) -> StepProgram:
+        return trace_step(
+            traced, xs, tape=tape, constants=constants, counter=learner.running_index,
+            simulate=simulator_of(settings, rule.at_once), **options_of(rule),
+            **form_of_loops(rule.at_once))
+
     try:
         with _recording(learner):
-            program = trace_step(
-                step, xs, tape=learner._recorder.tape, counter=learner.running_index, **states,
-                simulate=simulator_of(learner.traceops_settings),
-                **form_of_loops(learner.traceops_settings))
+            traced = traced_step(step, xs, (*tape, *constants))
+        program = program_of(rule)
     except (UnknownEffectError, CarryTypeError) as err:
         return str(err)
     if program.count != 1 or learner._recorder.several_steps:
         return _not_a_step(learner, program)
-    return program
+    return program_of
 
 
 def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, reason: str) -> None:
@@ -180,6 +198,8 @@ def _types(learner: Any, program: StepProgram, weights: Any, rule: Any) -> Any:
 
 def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, types: Any,
                   xs: Any, K: int, twice: bool) -> Any:
+    """States and what the rule carries, to be stored; gradients, losses, and what is beside them.
+    """
     weight_vals = {path: st.value for path, st in learner.param_states.items()}
     names = _names_of(learner, weights, rule.paths)
 
@@ -208,12 +228,11 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, t
              for name in names}
     carry = rule.initial(), zeros
     if learner._carries_trace or K == xs[1].shape[0]:
-        carry, sums, stacked = run_windows(program, xs, K, carry, after_window, fold_of)
+        states, carry, sums, stacked = run_windows(program, xs, K, carry, after_window, fold_of)
     else:
-        carry, sums, stacked = run_windows_back(
+        states, carry, sums, stacked = run_windows_back(
             program, xs, K, after_window, carry, fold_of, record=not twice)
     rule_carry, traced = carry
-    rule.store(rule_carry)
     direct = program.unflatten_sums(sums, {k: v.value for k, v in weights.items()})
     total = {k: jax.tree.map(jnp.add, direct[k], traced[k]) if k in traced and direct[k] is not None
              else traced[k] if k in traced
@@ -221,7 +240,8 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, t
              else jax.tree.map(jnp.zeros_like, v.value)
              for k, v in weights.items()}
     stacked = {k: jax.tree.map(typed, v, program.types[k]) for k, v in stacked.items()}
-    return jax.tree.map(typed, total, types), stacked['loss'], stacked['aux']
+    return (states, rule_carry if rule.stores else {}, jax.tree.map(typed, total, types),
+            stacked['loss'], stacked['aux'])
 
 
 def evolve(
@@ -253,7 +273,7 @@ def evolve(
     _check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
         return as_upstream(NO_TRACE)
-    rule = ParamDimRule(learner, driver is not learner)
+    rule = _rule(learner, driver)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
@@ -265,19 +285,28 @@ def evolve(
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
     with learner._recorder.apart():
-        program = _program(learner, step, (sequences,), constants=())
-        if isinstance(program, str):
-            return as_upstream(program)
-        K, _ = _windows(rule, program, length)
+        program_of = _program(learner, step, (sequences,), rule, lambda _: {})
+        if isinstance(program_of, str):
+            return as_upstream(program_of)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
-        def after_window(carry: Any, out: Any, *_: Any) -> Any:
-            record = learner._recorder.read(out['tape'])
-            return rule.leave(carry, record, weight_vals), out['out']
+        def run(its: Any) -> Any:
+            program = program_of(its)
+            K, _ = _windows(its, program, length)
 
-        carry, _, outputs = run_windows(program, (sequences,), K, rule.initial(), after_window)
+            def after_window(carry: Any, out: Any, *_: Any) -> Any:
+                record = learner._recorder.read(out['tape'])
+                return its.leave(carry, record, weight_vals), out['out']
+
+            states, carry, _, outputs = run_windows(
+                program, (sequences,), K, its.initial(), after_window)
+            if its is rule:
+                said('window', _said(program, K))
+            return states, carry, outputs
+        states, carry, outputs = _by_form(rule, run)
+        program = program_of(rule)
+        program.store(states)
         rule.store(carry)
-        said('window', _said(program, K))
     return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
 
 
@@ -312,6 +341,12 @@ def _check_states(learner: Any, driver: Any) -> None:
 
 def _rule(learner: Any, driver: Any) -> Any:
     return make_rule(learner, driver is not learner, at_once(learner.traceops_settings))
+
+
+def _by_form(rule: Any, run: Callable[[Any], Any]) -> Any:
+    """``run`` by the rule in the form of the platform that the program is lowered for."""
+    return by_form(rule.learner.traceops_settings, lambda together: run(
+        rule if together == rule.at_once else type(rule)(rule.learner, rule.lanes, together)))
 
 
 _UNJITTED = 'jax.disable_jit() asks for the steps as Python takes them, one by one'

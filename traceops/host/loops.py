@@ -12,6 +12,7 @@ gradients can wait, and runs the loop without traces, a window at a time
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -20,14 +21,8 @@ import jax
 
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
-from traceops.host.plan import (
-    NO_TRACE,
-    Simulator,
-    at_once,
-    form_of_loops,
-    simulator_of,
-    why_short,
-)
+from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
+from traceops.host.plan import NO_TRACE, why_short
 from traceops.host.relations import event_weights
 from traceops.host.seen import caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
@@ -116,9 +111,10 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     def instead(*operands: Any) -> Sequence[Any]:
         """Traced before anything runs: an error of the loop itself is not one of the choice."""
         nonlocal deferred, learners
+        assert deferred is not None
         try:
             with unwatched():
-                closed = jax.make_jaxpr(deferred)(*operands)
+                closed = jax.make_jaxpr(functools.partial(_either, deferred))(*operands)
         except Exception as err:
             deferred, learners = None, _refused(learners, err)
             return apply(call.equation, operands)
@@ -143,18 +139,42 @@ def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
             for one in learners]
 
 
-def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis) -> DeferredLoop:
-    """The loop without the traces of the learners whose gradients wait."""
-    owners = [one.owner.traceops_settings for one in analysis.deferred]
+@dataclasses.dataclass(frozen=True)
+class _Forms:
+    """The loop without the traces of the learners whose gradients wait, in the form that it has
+    here, and in that of other platforms.
+    """
+
+    settings: Any
+    here: DeferredLoop
+    elsewhere: DeferredLoop | None
+
+
+def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis) -> _Forms:
     # one loop, one form: that for a GPU where any learner has it
+    owners = [one.owner.traceops_settings for one in analysis.deferred]
     asked = next((settings for settings in owners if at_once(settings)), owners[0])
-    learners = [Deferred(one, at_once(asked)) for one in analysis.deferred]
+
+    def form(together: bool) -> DeferredLoop:
+        learners = [Deferred(one, together) for one in analysis.deferred]
+        return DeferredLoop(original, loop, analysis, learners,
+                            simulate=simulator_of(asked, together), **form_of_loops(together))
+
     with unwatched():
-        return DeferredLoop(original, loop, analysis, learners, simulate=simulator_of(asked),
-                            **form_of_loops(asked))
+        here = at_once(asked)
+        return _Forms(asked, form(here), form(not here) if is_open(asked) else None)
 
 
-def _report(learners: Sequence[Learner], steps: int, deferred: DeferredLoop | None) -> None:
+def _either(forms: _Forms, *operands: Any) -> list[Any]:
+    """The loop, in the form of the platform that the program is lowered for."""
+    if forms.elsewhere is None:
+        return forms.here(*operands)
+    of = {at_once(forms.settings): forms.here, not at_once(forms.settings): forms.elsewhere}
+    return by_form(forms.settings, lambda together: of[together](*operands))
+
+
+def _report(learners: Sequence[Learner], steps: int, forms: _Forms | None) -> None:
+    deferred = forms.here if forms else None
     waiting = [one for one in learners if not one.reason and one.products]
     simulate = deferred.at_once.simulate if deferred and deferred.at_once else None
     loop = Loop(

@@ -34,6 +34,11 @@ class ParamDimRule(Rule):
         self.trace_pass = TracePass(learner, self.views, lanes, self.kappa)
 
     @property
+    def stores(self) -> bool:
+        """Where a trace is carried."""
+        return self.carried
+
+    @property
     def folds(self) -> bool:
         """Not where upstream's own step rolls a trace forward: it needs the record whole."""
         return not self.at_once and not (self.carried and self.trace_pass.stepped)

@@ -9,14 +9,12 @@ from typing import Any
 
 import jax
 
-from traceops import ops
 from traceops.host import upstream
+from traceops.host.forms import at_once
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'UNROLL', 'Plan',
-           'Simulator', 'at_once',
-           'form_of_loops', 'make_plan', 'simulator_of', 'why_short',
-           'why_small']
+__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'Plan', 'make_plan',
+           'why_short', 'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
 #: state a position, and of more), and bytes of weights above which it is for two steps; for one it
@@ -26,10 +24,6 @@ SHORT, SHORT_OF_MORE, SMALL = 8, 4, 2 ** 16
 #: Bytes of a D-RTRL trace, one state a position, up to which so many steps are as fast on a CPU as
 #: upstream takes them. Measured with one layer of LIF and GRU; of ALIF the window always is faster.
 SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
-
-#: Steps in an iteration of a loop over time where launches dominate (`traceops programs` counts
-#: them). Longer iterations save few more, and move more bytes to store residuals.
-UNROLL = 5
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
 _REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
@@ -53,41 +47,6 @@ def make_plan(learner: Any) -> Plan:
     """Decide for a compiled learner. Never fails: what the window cannot serve is upstream's."""
     reason = _rule_reason(learner) or _override_reason(learner) or _graph_reason(learner)
     return Plan('upstream', reason) if reason else Plan('window')
-
-
-def at_once(settings: Any) -> bool:
-    """Whether steps are in two phases: where launches are what costs, or a kernel is asked for."""
-    if settings.two_phase is not None:
-        return bool(settings.two_phase)
-    return jax.default_backend() != 'cpu' or settings.backend == 'triton'
-
-
-def form_of_loops(settings: Any) -> dict[str, Any]:
-    """What :func:`~traceops.compiler.program.trace_step` is told of the loops over time."""
-    together = at_once(settings)
-    return {'blocks': not together, 'unroll': UNROLL if together else 1}
-
-
-def simulator_of(settings: Any) -> Simulator | None:
-    """What runs the loops that only simulate, where steps are in two phases."""
-    return Simulator(settings) if at_once(settings) else None
-
-
-class Simulator:
-    """Runs the loops that only simulate, and can tell how."""
-
-    def __init__(self, settings: Any) -> None:
-        self.backend = settings.backend
-        self.last: ops.Simulation | None = None
-
-    def __call__(self, step: Any, constants: Any, slices: Any, states: Any, unroll: int) -> Any:
-        self.last = ops.Simulation(step, constants, slices, states, unroll=unroll,
-                                   spike=upstream.SPIKE, backend=self.backend)
-        return self.last.run()
-
-    def describe(self) -> list[str]:
-        """What ``explain`` says of the simulation of a window."""
-        return [] if self.last is None else [f"the window's simulation: {self.last}"]
 
 
 def why_short(learner: Any, lanes: bool, steps: int) -> str | None:

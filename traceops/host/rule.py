@@ -59,6 +59,11 @@ class Rule(abc.ABC):
         self.backend = learner.traceops_settings.backend
 
     @property
+    def stores(self) -> bool:
+        """Whether what leaves the last window is kept in states."""
+        return True
+
+    @property
     def folds(self) -> bool:
         """Whether the record of a step is digested before it is stored."""
         return not self.at_once

@@ -24,7 +24,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from traceops import config
 from traceops.errors import TraceopsError
 from traceops.kernels.launch import KernelCall
-from traceops.ops import verify
+from traceops.ops import measured, verify
 
 __all__ = ['BACKENDS', 'BackendError', 'BackendWarning', 'Decision', 'Place', 'by_platform',
            'cuda_place', 'current_place', 'decide', 'devices_needed', 'failed', 'place',
@@ -180,7 +180,10 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
         return Decision('triton', 'asked for')
     if isinstance(call, str):
         return Decision('jax', call)
-    if call.rather:
+    times = _measured(operation, operands, params, where)
+    if times is not None and times.backend == 'jax':
+        return Decision('jax', str(times))
+    if call.rather and times is None:
         return Decision('jax', call.rather)
     if where.devices > 1 and operation.shared:
         return Decision('jax', operation.shared)
@@ -188,7 +191,15 @@ def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], requ
     if verdict.passed is False:
         _warn(operation, where, verdict.detail)
         return Decision('jax', f'the kernel did not pass its check: {verdict.detail}')
-    return Decision('triton', f'kernel, {verdict.detail}')
+    return Decision('triton', f'kernel, {verdict.detail if times is None else times}')
+
+
+def _measured(operation: Any, operands: Sequence[Any], params: dict[str, Any],
+              where: Place) -> measured.Measured | None:
+    """What ``traceops tune`` found of such a call on this device."""
+    if operation.measured_as is None or not where.present:
+        return None
+    return measured.found(where.kind, operation.measured_as(*operands, **params))
 
 
 def _call(operation: Any, operands: Sequence[Any], params: dict[str, Any],

@@ -87,6 +87,9 @@ class Operation:
     trial : callable, optional
         ``(operation, operands, params, device) -> (whether a kernel is right, what was found)``,
         instead of a comparison on the ``cases``.
+    measured_as : callable, optional
+        ``(*operands, **params) -> keys`` under which a call was measured on a device, the most
+        exact first (see :mod:`traceops.ops.measured`).
     """
 
     name: str
@@ -102,6 +105,7 @@ class Operation:
     shared: str = ''
     variant: Callable[..., str] | None = None
     trial: Callable[..., tuple[bool, str]] | None = None
+    measured_as: Callable[..., Sequence[str]] | None = None
 
     @functools.cached_property
     def primitive(self) -> Primitive:

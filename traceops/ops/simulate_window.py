@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -62,25 +63,57 @@ def _reference(*operands: Any, step: Step) -> tuple[Any, ...]:
     return (*after, *kept)
 
 
+#: Lanes up to which the automatic choice gives each a launch, where they cannot share one. (By a
+#: model a launch of 50 steps takes 30 to 70 us, and a loop of XLA 450 or more.)
+FEW = 8
+
+
 def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Sequence[int | None],
            request: str, params: dict[str, Any]) -> Any:
     """The mapped axis is one more axis of samples.
 
-    Weights of each lane keep the loop, and so do inputs of samples that the lanes share.
+    Lanes that have weights of their own cannot share a launch: each has one, where they are few or
+    the kernel was asked for, else they share the loop.
     """
     step: Step = params['step']
     constants, slices, states = step.split(operands)
     of_constants, of_slices, of_states = step.split(dims)
-    slices = [a if d is None else jnp.moveaxis(a, d, 1)
-              for a, d in zip(slices, of_slices, strict=True)]
+    samples = anatomy(step).samples
+    of_slices = [1 if d is None and samples and a.shape[1:1 + len(samples)] == samples else d
+                 for a, d in zip(slices, of_slices, strict=True)]
+    slices = [a if new is None else
+              jnp.moveaxis(a, d, 1) if d is not None else
+              jnp.broadcast_to(a[:, None], (a.shape[0], size, *a.shape[1:]))
+              for a, d, new in zip(slices, step.split(dims)[1], of_slices, strict=True)]
     states = [jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
               for a, d in zip(states, of_states, strict=True)]
     lanes = jax.vmap(step, in_axes=(of_constants, [None if d is None else 0 for d in of_slices],
                                     [0] * len(states)))
     simulation = Simulation(lanes, constants, slices, states, unroll=step.unroll,
                             spike=step.spike, backend=request)
-    after, kept = simulation.run()
-    return [*after, *kept], [0] * len(after) + [1] * len(kept)
+
+    def together(*_: Any) -> list[Any]:
+        after, kept = simulation.run()
+        return [*after, *kept]
+
+    def apart(*given: Any) -> list[Any]:
+        each = [bind(operation, *(
+            a if d is None else jax.lax.index_in_dim(a, i, d, keepdims=False)
+            for a, d in zip(given, dims, strict=True)), backend=request, **params)
+            for i in range(size)]
+        return [jnp.stack(parts, axis) for parts, axis in zip(
+            zip(*each, strict=True), places, strict=True)]
+
+    places = [0] * len(states) + [1] * len(step.kept)
+    if not simulation.reason or request == 'jax':
+        return together(), places
+    if request == 'triton':
+        return apart(*operands), places
+    if size > FEW:
+        step.said.append(f'{size} lanes cannot share a launch ({simulation.reason}), and each has '
+                         f"one where they are up to {FEW}, or with backend='triton'")
+        return together(), places
+    return choice.by_platform(*operands, cuda=apart, default=together), places
 
 
 def _cases() -> list[Any]:
@@ -110,9 +143,14 @@ def _cases() -> list[Any]:
 SIMULATE_WINDOW = define(Operation(
     name='simulate_window', arguments=_arguments, reference=_reference, axes=_axes,
     dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases, trial=trial,
-    variant=launch.name,
+    variant=launch.name, measured_as=launch.measured_as,
     shared='devices share the call, and not only its samples perhaps: XLA partitions the loop; '
            'inside jax.shard_map each device has a kernel of its own'))
+
+
+#: Simulations that are run while somebody watches.
+watching: contextvars.ContextVar[list[Simulation] | None] = contextvars.ContextVar(
+    'traceops_simulations', default=None)
 
 
 class Simulation:
@@ -143,10 +181,19 @@ class Simulation:
     def run(self) -> tuple[list[Any], list[Any]]:
         """The states after the window, and what is kept of each step."""
         loop, self._loop = self._loop, None
+        if self.reason and self.request == 'triton':
+            raise choice.BackendError(
+                f"simulate_window: backend='triton' was asked for, but {self.reason}. "
+                "Available here: 'jax'. Call simulate_window(..., backend='jax'), or leave the "
+                "choice open with backend='auto' (of a learner: traceops.configure("
+                "backend='auto')).")
         if self.reason:
             return loop()
         operands, self.operands = self.operands, [
             jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.operands]
+        watched = watching.get()
+        if watched is not None:
+            watched.append(self)
         out = bind(SIMULATE_WINDOW, *operands, backend=self.request, step=self.step)
         count = len(self.step.states)
         return list(out[:count]), list(out[count:])
@@ -161,7 +208,11 @@ class Simulation:
             return str(err)
         if found.backend == 'jax':
             return f'the loop: {found.reason}'
-        return f'one kernel ({launch.described(self.step)})'
+        if self.step.said:
+            return f'the loop: {self.step.said[-1]}'
+        told = found.reason.partition('kernel, ')[2]
+        return f'one kernel ({launch.described(self.step)}' + (
+            f'; {told})' if told.startswith('measured') else ')')
 
 
 def simulate_window(step: Callable[..., Any], constants: Sequence[Any], slices: Sequence[Any],
@@ -208,11 +259,5 @@ def simulate_window(step: Callable[..., Any], constants: Sequence[Any], slices: 
     weight that is infinite or not a number is met when its neuron sends something, not at every
     step.
     """
-    simulation = Simulation(step, constants, slices, states, unroll=unroll, spike=spike,
-                            backend=backend)
-    if simulation.reason and simulation.request == 'triton':
-        raise choice.BackendError(
-            f"simulate_window: backend='triton' was asked for, but {simulation.reason}. "
-            "Available here: 'jax'. Call simulate_window(..., backend='jax'), or leave the choice "
-            "open with backend='auto'.")
-    return simulation.run()
+    return Simulation(step, constants, slices, states, unroll=unroll, spike=spike,
+                      backend=backend).run()

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ['trial']
+__all__ = ['drawn', 'trial']
 
 #: How much states and inputs are moved to find what is close to a jump; by how much that changes
 #: a value that is not; by norm, how far a kernel may be from the reference.
@@ -39,7 +39,7 @@ def trial(operation: Any, operands: Sequence[Any], params: dict[str, Any],
     """
     step, rng = params['step'], np.random.default_rng(0)
     constants, slices, states = step.split(operands)
-    fixed = [_drawn(rng, a.shape, a.dtype) for a in constants]
+    fixed = [drawn(rng, a.shape, a.dtype) for a in constants]
     call = functools.partial(operation.primitive.bind, devices=None, step=step)
     both = [jax.jit(functools.partial(call, request=request)) for request in ('jax', 'triton')]
 
@@ -48,10 +48,10 @@ def trial(operation: Any, operands: Sequence[Any], params: dict[str, Any],
         given = jax.device_put([*fixed, *moved[0], *moved[1]], device)
         return [np.asarray(a) for a in both[which](*given)]
 
-    worst, now = 0., [_drawn(rng, a.shape, a.dtype) for a in states]
+    worst, now = 0., [drawn(rng, a.shape, a.dtype) for a in states]
     first = now
     for T in (*(1,) * _STEPS, _WALK):
-        xs = [_drawn(rng, (T, *a.shape[1:]), a.dtype) for a in slices]
+        xs = [drawn(rng, (T, *a.shape[1:]), a.dtype) for a in slices]
         before = first if T > 1 else now
         want, got = run(0, xs, before), run(1, xs, before)
         jumps = [_jumps(a, *pair) for a, *pair in zip(
@@ -67,7 +67,7 @@ def trial(operation: Any, operands: Sequence[Any], params: dict[str, Any],
     return True, f'checked on this device, difference {worst:.0e}'
 
 
-def _drawn(rng: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def drawn(rng: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Weights as they are before training; numbers around one; states and inputs."""
     if not np.issubdtype(dtype, np.inexact) and dtype.name != 'bfloat16':
         return rng.integers(0, 2, shape).astype(dtype)

@@ -85,7 +85,7 @@ class SimulateWindowSuite:
     @pytest.mark.parametrize('mapped', [(None, 0, 0), (None, 1, None), (None, None, 0),
                                         (0, None, None)], ids=str)
     def test_vmap(self, mapped):
-        """Lanes are samples; those with weights of their own keep the loop."""
+        """Lanes are samples; those with weights of their own share the loop, or no launch."""
         step, constants, slices, states = operands_of('alif')
         given = []
         for arrays, axis in zip((constants, slices, states), mapped, strict=True):
