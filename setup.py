@@ -18,7 +18,8 @@ FOLDERS = {
     'traceops.benchmarks': 'benchmarks',
 }
 DEMO = ['matplotlib>=3.8', 'scikit-learn>=1.3']
-TEST = [*DEMO, 'build>=1.2', 'hypothesis>=6.100', 'numba>=0.60', 'pytest>=8.1', 'pytest-xdist>=3.5',
+TEST = [*DEMO, 'build>=1.2', 'hypothesis>=6.100', 'numba>=0.60',
+        'orbax-checkpoint>=0.11', 'pytest>=8.1', 'pytest-xdist>=3.5',
         'setuptools>=77', 'sybil>=9']
 DOCS = ['furo>=2024.8', 'matplotlib>=3.8', 'myst-nb>=1.3', 'sphinx>=8']
 PEERS = ['norse>=1.1', 'snntorch>=0.9', 'spikingjelly>=0.0.0.0.14', 'spyx>=0.1.20']

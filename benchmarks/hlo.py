@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ['Kernel', 'Totals', 'kernels', 'total']
+__all__ = ['Kernel', 'Totals', 'exchanges', 'kernels', 'total']
 
 #: What launches nothing.
 _FREE = frozenset({'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'iota',
@@ -26,6 +26,10 @@ _FREE = frozenset({'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitca
 _WINDOWS = frozenset({'dynamic-slice', 'slice', 'gather'})
 #: What writes its update alone where it may work in place: the position of the update.
 _UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}
+
+#: What devices send to each other; ``-start`` follows where it does not wait.
+_EXCHANGES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-', 'ragged-all-to-all',
+              'reduce-scatter')
 
 _HEAD = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$')
 _LINE = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\((.*?)\)'
@@ -126,6 +130,11 @@ def kernels(text: str, bandwidth: float,
     """
     bodies, entry = _computations(text)
     return list(_visit(bodies, entry, 1, _Device(bandwidth, peaks or {})))
+
+
+def exchanges(launched: Sequence[Kernel]) -> list[Kernel]:
+    """Those in which devices send to each other."""
+    return [k for k in launched if k.operation.startswith(_EXCHANGES)]
 
 
 def total(launched: Sequence[Kernel], text: str = '') -> Totals:

@@ -5,6 +5,7 @@
 import importlib
 import pathlib
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import traceops
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
-NAMES = ('against_upstream', 'copying', 'evidence')
+NAMES = ('against_upstream', 'copying', 'evidence', 'many_devices')
 
 pytestmark = [
     pytest.mark.skipif(not EXAMPLES.exists(), reason='the examples are in the sources'),
@@ -60,6 +61,42 @@ def test_a_gru_in_memory_that_does_not_grow(run):
     short, long = map(float, re.findall(r'memory: +([\d.]+) MiB', said))
     assert 0 < short and long <= 1.25 * short, said
     assert '0.00 MiB of' in said and 'window' in said
+
+
+def _small(example):
+    """Of two processes: ``(module, options)``."""
+    pytest.importorskip('orbax.checkpoint', reason='checkpoints are written by orbax-checkpoint')
+    many = example('many_devices')
+    return many, many.parse(['--neurons=24', '--batch=8', '--steps=6', '--window=3',
+                             '--training-steps=6'])
+
+
+def test_two_processes_train_as_one(example, tmp_path, monkeypatch):
+    """They join on loopback; each has half of the devices, and half of the samples."""
+    many, args = _small(example)
+    monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
+    losses, ended = many.start(args, tmp_path / 'checkpoints')
+    assert ended and sorted(losses) == list(range(args.training_steps))
+    traceops.install(window=args.window)
+    np.testing.assert_allclose([losses[i] for i in sorted(losses)], many.alone(args), rtol=1e-4)
+    assert losses[5] != losses[0]
+
+
+@pytest.mark.slow           # seven programs in processes of their own
+def test_a_process_is_killed_and_both_resume(example):
+    many, args = _small(example)
+    traceops.install(window=args.window)
+    many.two_processes(args)
+
+
+@pytest.mark.slow           # the same of more nets and rules: parity/test_devices.py
+def test_many_devices(tmp_path):
+    """The whole example, in a process of its own: it makes its devices when jax starts."""
+    done = subprocess.run([sys.executable, str(EXAMPLES / 'many_devices.py')],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'samples on 8 devices; one reduction of 86.2 kB a window' in done.stdout
+    assert 'one was killed, both resumed' in done.stdout
 
 
 def test_answers_follow_from_the_cues(example):

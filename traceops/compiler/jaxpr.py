@@ -260,9 +260,14 @@ def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
 
 
 def changes_nothing(eqn: Any) -> bool:
-    """Whether an equation only strips the weak type of a value."""
-    return bool(eqn.primitive.name == 'convert_element_type'
-                and eqn.invars[0].aval.dtype == eqn.outvars[0].aval.dtype)
+    """Whether an equation only strips the weak type of a value, or reshapes it to its own shape.
+
+    Of arrays on a mesh jax keeps such a reshape.
+    """
+    if eqn.primitive.name not in ('convert_element_type', 'reshape'):
+        return False
+    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    return bool(before.dtype == after.dtype and before.shape == after.shape)
 
 
 def reached(eqns: Iterable[Any], sources: Iterable[Any]) -> set[Any]:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from traceops.compiler.jaxpr import backward_slice, depends_on, inlined, part
 from traceops.ops import trace_gradient
-from traceops.ops.choice import by_platform
 
 __all__ = ['input_dependent', 'weight_vjp']
 
@@ -67,18 +66,10 @@ def weight_vjp(op: Operation, weights: dict[str, Any], x: Any, x_rank: int,
             if found is not None:
                 return found
 
-        def one_by_one(x: Any, cotangent: Any) -> dict[str, Any]:
-            x, cotangent = x.reshape(-1, *inner), cotangent.reshape(-1, *y_shape)
-            return _pull(lambda w: jax.vmap(lambda one: op(one, w))(x), weights, cotangent)
-
-        def in_place(x: Any, cotangent: Any) -> dict[str, Any]:
-            """Without an axis of steps and samples, in which samples spread over devices would
-            have to be gathered: lanes come before steps, rows stay an axis.
-            """
-            cotangent = cotangent.reshape(*lead, *y_shape)
-            return one_by_one(*(jnp.moveaxis(a, 0, len(lead) - 1) for a in (x, cotangent)))
-
-        return by_platform(x, cotangent, cuda=in_place, default=one_by_one)
+        # lanes before steps: those that are spread over devices stay where they are
+        x, cotangent = (jnp.moveaxis(a, 0, len(lead) - 1).reshape(-1, *shape) for a, shape in (
+            (x, inner), (cotangent.reshape(*lead, *y_shape), tuple(y_shape))))
+        return _pull(lambda w: jax.vmap(lambda one: op(one, w))(x), weights, cotangent)
 
 
 #: jax's nearest precision, for operations that are not a plain product.
@@ -101,7 +92,8 @@ def _product(op: Operation, weights: dict[str, Any], x: Any, cotangent: Any,
     def pull(x: Any, cotangent: Any, weights: dict[str, Any]) -> dict[str, Any]:
         return _pull(lambda w: op(x, w), weights, cotangent)
 
-    flat = x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1])
+    # samples before steps: they stay spread over the devices that they are spread over
+    flat = [jnp.swapaxes(a, 0, 1).reshape(-1, a.shape[-1]) for a in (x, cotangent)]
     traced, shape = jax.make_jaxpr(pull, return_shape=True)(*flat, weights)
     closed = inlined(traced)
     jaxpr = closed.jaxpr

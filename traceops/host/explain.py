@@ -16,7 +16,7 @@ from rich.table import Table
 
 from traceops import ops
 from traceops.compiler.column_blocks import describe
-from traceops.host import faults, loops, patch, seen, upstream
+from traceops.host import devices, faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.host.transforms import is_transformed
@@ -228,7 +228,9 @@ def _explain_learner(learner: Any, inner: Any) -> Explanation:
     engine, reason = _engine(learner, inner)
     rows = [_row(inner, view, g, engine, reason, _lanes(learner, inner))
             for view in relation_views(inner) for g in view.relation.hidden_groups]
-    return Explanation(tuple(rows), tuple(_notes(inner, rows)))
+    notes = _notes(inner, rows) + devices.described(
+        inner, learner is not inner, any(r.engine == 'window' for r in rows))
+    return Explanation(tuple(rows), tuple(notes))
 
 
 def _engine(learner: Any, inner: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 import brainstate
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from traceops.host import upstream
 from traceops.host.relations import Keys, relation_views, split_states
@@ -74,12 +75,16 @@ class Recorder:
         return {'x': xs, 'f': fs, 'D': Ds}
 
     def resize(self, batch_size: int | None) -> None:
-        """Follow ``reset_state(batch_size)``: the leading axis of every array."""
+        """Follow ``reset_state(batch_size)``: the leading axis of every array.
+
+        Not arrays of a device: they would be carried by the program that resets.
+        """
         def resized(a: Any) -> Any:
             shape = a.shape if batch_size is None else (batch_size, *a.shape[1:])
-            return jnp.zeros(shape, a.dtype)
-        for state in self.states.values():
-            state.value = jax.tree.map(resized, state.value)
+            return np.zeros(shape, a.dtype)
+        with self.apart():
+            for state in self.states.values():
+                state.value = jax.tree.map(resized, state.value)
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:

@@ -196,7 +196,8 @@ def _renamed(values: Any, names: dict[Any, Any]) -> Any:
 
 def weight_bytes(learner: Any) -> int:
     """Bytes of the parameters that have a trace."""
-    paths = {path for view in relation_views(learner) for path in view.paths}
+    # in an order: what is read first in a program is its first argument, in every process
+    paths = dict.fromkeys(path for view in relation_views(learner) for path in view.paths)
     return sum(leaf.nbytes for path in paths
                for leaf in jax.tree.leaves(learner.param_states[path].value))
 
