@@ -26,7 +26,7 @@ from traceops.errors import TraceopsError
 from traceops.kernels.launch import KernelCall
 from traceops.ops import measured, verify
 
-__all__ = ['BACKENDS', 'BackendError', 'BackendWarning', 'Decision', 'Place',
+__all__ = ['BACKENDS', 'BackendError', 'BackendWarning', 'Decision', 'Place', 'by_platform',
            'cuda_place', 'current_place', 'decide', 'devices_needed', 'failed', 'place',
            'requested', 'runner']
 
@@ -147,6 +147,13 @@ def devices_needed() -> Any:
     marker = custom_partitioning(lambda x: x)
     marker.def_partition(partition=None, sharding_rule='i -> i')
     return jax.make_jaxpr(marker)(jax.ShapeDtypeStruct((1,), 'float32'))
+
+
+def by_platform(*operands: Any, cuda: Callable[..., Any], default: Callable[..., Any]) -> Any:
+    """``jax.lax.platform_dependent``, where programs for CUDA can be made; else no second trace."""
+    if devices_needed() is None:
+        return default(*operands)
+    return jax.lax.platform_dependent(*operands, cuda=cuda, default=default)
 
 
 def decide(operation: Any, operands: Sequence[Any], params: dict[str, Any], request: str,
