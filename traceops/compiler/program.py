@@ -21,6 +21,7 @@ from traceops.compiler.jaxpr import (
     producers,
     value_if_constant,
 )
+from traceops.compiler.opened import opened
 from traceops.compiler.partition import StepPartition, is_expensive, partition_step
 from traceops.compiler.recompute import WindowValues, recompute, restore, run_downstream
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
@@ -253,7 +254,8 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
                constants: Sequence[Any], counter: Any,
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
                blocks: bool = False, unroll: int = 1,
-               simulate: Simulate | None = None) -> StepProgram:
+               simulate: Simulate | None = None,
+               operations: type | None = None) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -280,13 +282,15 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
         an iteration has launches of its own and stores the values of all its steps together).
     simulate : callable, optional
         As in :class:`StepProgram`.
+    operations : type, optional
+        Primitives that stand for programs (see :func:`~traceops.compiler.opened.opened`).
     """
     traced = step if isinstance(step, Traced) else traced_step(step, xs, (*tape, *constants))
     _check_effects(traced.closed.jaxpr)
     states = traced.states
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, traced.written, strict=True))
-    closed = narrowed(inlined(traced.closed))
+    closed = narrowed(inlined(opened(traced.closed, operations)))
     positions, new_positions = jax.tree.map(int, traced.positions), traced.new_positions
     types = jax.tree.map(lambda p: traced.closed.out_avals[p], positions)
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(types['sum'])

@@ -121,8 +121,8 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
     def program_of(rule: Any) -> StepProgram:
         return trace_step(
             traced, xs, tape=tape, constants=constants, counter=learner.running_index,
-            simulate=simulator_of(settings, rule.at_once), **options_of(rule),
-            **form_of_loops(rule.at_once))
+            simulate=simulator_of(settings, rule.at_once), operations=upstream.Operation,
+            **options_of(rule), **form_of_loops(rule.at_once))
 
     try:
         with _recording(learner):

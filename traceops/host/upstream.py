@@ -63,6 +63,8 @@ ParamDimVjpAlgorithm = braintrace.ParamDimVjpAlgorithm
 IODimVjpAlgorithm = braintrace.IODimVjpAlgorithm
 ETraceVmap = braintrace.ETraceVmap
 AnyLearner = braintrace.ETraceAlgorithm
+#: The primitives of braintrace's operations.
+Operation: type = braintrace.ETPPrimitive
 
 check_chunk_size: Callable[[Any], int | None] = _private(_sequence, '_check_chunk_size')
 check_mask: Callable[[Any, int], jax.Array] = _private(_sequence, '_check_mask')
