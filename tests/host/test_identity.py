@@ -11,6 +11,7 @@ import braintools
 import braintrace
 import jax
 import numpy as np
+import orbax.checkpoint as orbax_checkpoint
 import pytest
 
 import traceops
@@ -83,11 +84,27 @@ def test_classes_that_watch_their_subclasses():
     assert Meta.made == ['Listed']
 
 
-@pytest.mark.parametrize('vmap, writer, reader', [
-    (False, 'upstream', 'fast'), (True, 'fast', 'upstream'),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        (True, 'upstream', 'fast'), (False, 'fast', 'upstream')))])
-def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, vmap, writer, reader):
+def msgpack(path, tree, like):
+    braintools.file.msgpack_save(str(path / 'learner.msgpack'), tree)
+    return braintools.file.msgpack_load(str(path / 'learner.msgpack'), like)
+
+
+def orbax(path, tree, like):
+    with orbax_checkpoint.StandardCheckpointer() as files:
+        files.save(path / 'learner', tree)
+        files.wait_until_finished()
+        return files.restore(path / 'learner', like)
+
+
+CASES = [(files, vmap, *ways) for files in (msgpack, orbax) for vmap in (False, True)
+         for ways in (('upstream', 'fast'), ('fast', 'upstream'))]
+QUICK = [(msgpack, False, 'upstream', 'fast'), (msgpack, True, 'fast', 'upstream'),
+         (orbax, False, 'fast', 'upstream'), (orbax, True, 'upstream', 'fast')]
+
+
+@pytest.mark.parametrize('files, vmap, writer, reader', [
+    *QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case not in QUICK)])
+def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, files, vmap, writer, reader):
     """In the middle of a sequence: file, names and number, and what follows."""
     def values(run):        # traces by their place: upstream's own names differ between processes
         states = [*run.model.states().values(), *run.inner.etrace_bwg.values(),
@@ -104,9 +121,7 @@ def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, vmap, writer, reader
     one, two = made(writer, vmap, 12), made(reader, vmap, 12)
     brainstate.transform.jit(lambda: one.learner.etrace_grad(
         one.x[:6], one.y[:6], step_fn=one.loss))()
-    path = str(tmp_path / 'learner.msgpack')
-    braintools.file.msgpack_save(path, saved(one))
-    read = braintools.file.msgpack_load(path, saved(two))
+    read = files(tmp_path, saved(one), saved(two))
     for i, state in enumerate(values(two)):
         state.value = jax.tree.map(jax.numpy.asarray, read[str(i)])
     want, got = second_half(one), second_half(two)
