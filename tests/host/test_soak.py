@@ -3,8 +3,13 @@
 """Training for long: nothing grows, nothing is compiled again, and a checkpoint resumes it."""
 
 import gc
+import os
 import random
 import resource
+import signal
+import subprocess
+import sys
+import time
 
 import brainstate
 import jax
@@ -100,3 +105,61 @@ def test_training_for_long(way, rule, neurons, calls):
         resumed = [float(other.call()) for _ in range(min(20, calls - killed))]
         assert len(set(curve)) > calls // 2
         np.testing.assert_allclose(resumed, curve[killed:killed + len(resumed)], rtol=1e-5)
+
+
+CHILD = '''
+import os, sys, warnings
+warnings.simplefilter('ignore')
+import braintools, jax, numpy as np, traceops
+from tests.host.test_soak import Training
+folder, way, rule, calls = *sys.argv[1:4], int(sys.argv[4])
+kept = os.path.join(folder, 'kept.msgpack')
+jax.config.update('jax_disable_most_optimizations', True)
+traceops.install()
+one = Training(way, rule, 16)
+def tree(done):
+    return {'done': np.int64(done), **{
+        str(i): jax.tree.map(np.array, s.value) for i, s in enumerate(one.states())}}
+first = 0
+if os.path.exists(kept):
+    read = braintools.file.msgpack_load(kept, tree(0), verbose=False)
+    first = int(read['done'])
+    for i, state in enumerate(one.states()):
+        state.value = jax.tree.map(jax.numpy.asarray, read[str(i)])
+for call in range(first, calls):
+    if call % 5 == 0:
+        braintools.file.msgpack_save(kept + '.new', tree(call), verbose=False)
+        os.replace(kept + '.new', kept)
+    print(call, repr(float(one.call())), flush=True)
+'''
+
+
+def trained(folder, *case, killed=None):
+    """``{call: loss}`` of a process of its own, killed once it has said so many losses."""
+    folder.mkdir(exist_ok=True)
+    child = subprocess.Popen([sys.executable, '-c', CHILD, str(folder), *map(str, case)], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': '.'})
+    said = []
+    for line in child.stdout:
+        said.append(line.split())
+        if len(said) == killed:
+            time.sleep(random.random() / 50)
+            child.kill()
+    errors = child.stderr.read()
+    assert child.wait() == (0 if killed is None else -signal.SIGKILL), errors
+    return {int(call): float(loss) for call, loss in (one for one in said if len(one) == 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way, rule', [('loop', 'D_RTRL'), ('etrace_grad', 'ES_D_RTRL')])
+def test_killed_at_a_random_moment_and_resumed_in_a_new_process(tmp_path, way, rule):
+    calls, killed = 60, random.randrange(6, 50)
+    curve = trained(tmp_path / 'whole', way, rule, calls)
+    before = trained(tmp_path / 'killed', way, rule, calls, killed=killed)
+    after = trained(tmp_path / 'killed', way, rule, calls)
+    assert killed <= len(before) < calls and len(after) < calls and min(after) % 5 == 0
+    assert [*curve] == [*range(calls)] and {*before, *after} == {*curve}
+    assert len({*curve.values()}) > calls // 2
+    for part in (before, after):
+        np.testing.assert_allclose([*part.values()], [curve[i] for i in part], rtol=1e-5)

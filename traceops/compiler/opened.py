@@ -15,7 +15,7 @@ from traceops.compiler.types import typed
 __all__ = ['opened']
 
 
-def opened(closed: ClosedJaxpr, kind: type | None) -> ClosedJaxpr:
+def opened(closed: ClosedJaxpr, kind: Any) -> ClosedJaxpr:
     """The same program with what the primitives of a ``kind`` compute in their place.
 
     In programs within it too. What such a primitive says of being mapped or differentiated is for
@@ -47,7 +47,7 @@ def opened(closed: ClosedJaxpr, kind: type | None) -> ClosedJaxpr:
         for a in closed.in_avals))
 
 
-def _within(param: Any, kind: type) -> Any:
+def _within(param: Any, kind: Any) -> Any:
     if isinstance(param, ClosedJaxpr):
         return opened(param, kind)
     if isinstance(param, (tuple, list)):
@@ -55,6 +55,6 @@ def _within(param: Any, kind: type) -> Any:
     return param
 
 
-def _any(jaxpr: Any, kind: type) -> bool:
+def _any(jaxpr: Any, kind: Any) -> bool:
     return any(isinstance(eqn.primitive, kind) or any(
         _any(inner, kind) for inner in jaxprs_in_params(eqn.params)) for eqn in jaxpr.eqns)
