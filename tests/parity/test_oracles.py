@@ -6,6 +6,7 @@ jaxlib 0.10.2 compiles upstream's own step of these wrongly for a CPU, in float3
 """
 
 import functools
+import sys
 import warnings
 
 import brainstate
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity import oracles
+from tests.parity import nets, oracles
 from tests.parity.harness import BATCH, RULES, Run
 from tests.parity.harness import start as harness_start
 from tests.parity.nets import NETS, Gif, N, gif
@@ -25,11 +26,13 @@ from traceops.host import faults, versions
 STEPS = 8
 
 
-def start(compiler, S, rule, vmap=False, **settings):
+def start(compiler, S, rule, vmap=False, inputs=3, scale=1., **settings):
     brainstate.random.seed(0)
     model = Gif(S)
+    for weight in model.w.values():
+        weight.value = scale * weight.value
     rng = np.random.RandomState(3)
-    x = jnp.asarray(rng.rand(STEPS, BATCH, 3) < 0.5, float)
+    x = jnp.asarray(rng.rand(STEPS, BATCH, inputs) < 0.5, float)
     y = jnp.asarray(rng.randn(STEPS, BATCH, 2), float)
     cls, more = RULES[rule]
     with traceops.configured(window=5, **settings), warnings.catch_warnings():
@@ -48,16 +51,16 @@ def double():
 
 
 @functools.cache
-def wanted(S, rule):
+def wanted(S, rule, made=start):
     """The rule's own gradients, and spikes a neuron and step (in double precision)."""
     brainstate.random.seed(0)
-    run = start(braintrace.compile, S, rule)
+    run = made(braintrace.compile, S, rule)
     model = run.model
     weights = {k: w.value * model.masks[k] for k, w in model.w.items()}
     found = oracles.records(
         model.inputs, gif, lambda states, y: ((model.output(states) - y) ** 2).mean(),
         weights, [jnp.zeros((BATCH, N))] * S, run.x, run.y)
-    spikes = np.mean([now['x']['e'][:, 3:] for now in found])
+    spikes = np.mean([now['x']['e'][:, -N:] for now in found])
     grads = oracles.RULES[rule](found)
     return {k: g * np.asarray(model.masks[k]) for k, g in grads.items()}, spikes
 
@@ -138,3 +141,43 @@ def test_a_state_that_reads_a_new_value_counts_twice(float64, compiler, new, tim
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         assert np.linalg.norm(a) > 0
         np.testing.assert_allclose(b, times * a, rtol=1e-10)
+
+
+def by_steps(run):
+    """Steps by hand, whose trace is updated step by step."""
+    weights = run.inner.param_states
+    gradient = brainstate.transform.grad(run.loss, weights)
+
+    def body(total, now):       # the loop reads the sum: it stays as it is written
+        total = jax.tree.map(jnp.add, total, gradient(*now))
+        return total, sum(a.sum() for a in jax.tree.leaves(total))
+    zeros = {k: jax.tree.map(jnp.zeros_like, w.value) for k, w in weights.items()}
+    return brainstate.transform.jit(
+        lambda: brainstate.transform.scan(body, zeros, (run.x, run.y))[0])()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('S', [6, 7, 8])
+@pytest.mark.parametrize('vmap', [False, True])
+def test_where_the_compiler_is_wrong(double, monkeypatch, S, vmap):
+    """Of the sizes at which it is: windows, steps by hand, and what steps leave for a window."""
+    monkeypatch.setattr(nets, 'N_IN', 40)
+    monkeypatch.setattr(nets, 'N', 60)
+    monkeypatch.setattr(sys.modules[__name__], 'N', 60)
+    monkeypatch.setattr(Gif, 'shape', (60,))
+    made = functools.partial(start, inputs=40, scale=0.2)
+    double(True)
+    want, spikes = wanted.__wrapped__(S, 'd_rtrl', made)
+    assert spikes > 0.02 and all(np.linalg.norm(g) > 1e-3 for g in want.values())
+    double(False)
+    for call in (by_steps, lambda run: run.grad(reduction='sum')[0]):
+        with traceops.enabled():
+            ours = made(traceops.compile, S, 'd_rtrl', vmap)
+            assert error(want, by_op(call(ours))) <= 1e-5
+    halves = made(traceops.compile, S, 'd_rtrl', vmap)
+    x, y, total = halves.x, halves.y, 0.
+    for way, part in ((by_steps, slice(0, 3)), (lambda run: run.grad(reduction='sum')[0],
+                                                slice(3, STEPS))):
+        halves.x, halves.y = x[part], y[part]
+        total = jax.tree.map(jnp.add, way(halves), total) if total else way(halves)
+    assert error(want, by_op(total)) <= 1e-5
