@@ -60,7 +60,8 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
     products = kernel_calls(compiled, 'etp_trace_gradient')
     assert len(kernel_calls(compiled, KERNEL[rule])) == LAUNCHES.get((rule, net), 2)
     simulations = kernel_calls(compiled, 'etp_simulate_window')
-    assert len(simulations) == (net != 'gru')       # whose weights are too many for one program
+    # of the net and of its readout; weights of the gru are too many for one program
+    assert len(simulations) == (2 if net != 'gru' else 0)
     assert len(kernels) == len(kernel_calls(compiled, KERNEL[rule])) + len(products) + len(
         simulations)
     assert products                         # of a readout of ten outputs it is left to XLA
@@ -70,12 +71,14 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
 #: (net, rule, neurons, steps, lanes, whether a trace is carried): at most so many launches of a
 #: training call.
 BARS = {('lif', 'ES_D_RTRL', 128, 50, False, True): 45,
-        ('two-alif', 'ES_D_RTRL', 128, 50, True, True): 67,     # aimed at: 60; may not get worse
+        ('two-alif', 'ES_D_RTRL', 128, 50, True, True): 60,
         ('lif', 'D_RTRL', 1024, 50, False, False): 40, ('lif', 'D_RTRL', 1024, 50, False, True): 50,
         ('alif', 'D_RTRL', 1024, 50, False, False): 45,
         ('alif', 'D_RTRL', 1024, 50, False, True): 55,
         ('gru', 'D_RTRL', 128, 50, False, False): 40, ('lstm', 'D_RTRL', 64, 50, False, False): 40,
-        ('lif', 'ES_D_RTRL', 2048, 200, False, True): 69}       # aimed at: 50; may not get worse
+        ('lif', 'ES_D_RTRL', 2048, 200, False, True): 50}
+#: Of the net; and of a readout that leaks.
+SIMULATIONS = {'lif': 2, 'alif': 2, 'two-alif': 2, 'gru': 1, 'lstm': 1}
 _QUICK = ('lif', 'D_RTRL', 1024, 50, False, True), ('gru', 'D_RTRL', 128, 50, False, False)
 
 
@@ -91,8 +94,8 @@ def test_a_window_is_simulated_in_one_launch(bar, proof):
     compiled = programs.compile_stateful('h100', online(training, traceops.compile, **form),
                                          training.inputs, training.targets)
     found = programs.read(compiled, 'h100')
-    (simulation,) = (k for k in found.kernels if 'etp_simulate_window' in k.source)
-    assert simulation.times == 1
+    simulations = [k.times for k in found.kernels if 'etp_simulate_window' in k.source]
+    assert simulations == [1] * SIMULATIONS[net]
     assert found.total.launches <= BARS[bar]
     proof(f'{rule} {net} {n}{", vmap" * vmap}{", carried" * carried}', 'h100',
           f'{found.total.launches} launches, at most {BARS[bar]}')
@@ -169,8 +172,7 @@ def test_a_loop_written_by_hand_is_simulated_in_one_launch(row, proof):
         program = programs.compile_stateful(
             'h100', loops.train_step(loops.LoopCase('one', one)), *data(one))
     found = programs.read(program, 'h100')
-    (simulation,) = (k for k in found.kernels if 'etp_simulate_window' in k.source)
-    assert simulation.times == 1
+    assert [k.times for k in found.kernels if 'etp_simulate_window' in k.source] == [1, 1]
     assert found.total.launches <= LOOPS[row]
     proof(f'a loop by hand, {rule} lif {n}', 'h100',
           f'{found.total.launches} launches, at most {LOOPS[row]}')

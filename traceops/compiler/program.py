@@ -132,7 +132,8 @@ class StepProgram:
             core, residuals, carry, folded = self._simulated(
                 constant, same, [first[i] for i in self.partition.core], xs,
                 None if back else fold, impure)
-            window_values = run_downstream(self.partition, constant, slices, residuals, first)
+            window_values = run_downstream(
+                self.partition, constant, slices, residuals, first, self.simulate)
             states = self._after(window_values, core, states)
         else:
             window_values = restore(self.partition, constant, slices, recorded, first)
@@ -157,7 +158,7 @@ class StepProgram:
         core, residuals, *_ = self._simulated(
             constant, {}, [first[i] for i in self.partition.core], xs, None)
         window_values = run_downstream(
-            self.partition, constant, jax.tree.leaves(xs), residuals, first)
+            self.partition, constant, jax.tree.leaves(xs), residuals, first, self.simulate)
         return self._after(window_values, core, states), {
             'recorded': [window_values.stacks[v] for v in self.partition.recorded]}
 

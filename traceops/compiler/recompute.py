@@ -16,6 +16,7 @@ from jax.extend.core import Literal
 from traceops.compiler.downstream import unroll_of
 from traceops.compiler.jaxpr import backward_slice, part
 from traceops.compiler.partition import StepPartition, is_expensive
+from traceops.compiler.simulation import Simulate
 from traceops.compiler.step_sums import StepSums
 
 __all__ = ['Recomputed', 'WindowValues', 'recompute', 'restore', 'run_downstream']
@@ -81,10 +82,11 @@ class Recomputed:
 
 
 def run_downstream(partition: StepPartition, constant: Sequence[Any], slices: Sequence[Any],
-                   residuals: Sequence[Any], first: Sequence[Any]) -> WindowValues:
+                   residuals: Sequence[Any], first: Sequence[Any],
+                   simulate: Simulate | None = None) -> WindowValues:
     """The downstream states from ``slices`` and ``residuals``, ``[T, ...]``, and the counters.
 
-    ``first``: the carried inputs of the first step, all of them.
+    ``first``: the carried inputs of the first step, all of them; ``simulate`` runs the loops.
     """
     start = dict(zip(partition.entering, first, strict=True))
     window_values = _values((*partition.slices, *partition.residuals), (*slices, *residuals))
@@ -92,7 +94,7 @@ def run_downstream(partition: StepPartition, constant: Sequence[Any], slices: Se
     step_sums = _step_sums(partition)
     for group in partition.downstream:
         window_values.last.update(
-            _run_group(partition, group, constant, window_values, start, step_sums))
+            _run_group(partition, group, constant, window_values, start, step_sums, simulate))
     window_values.last.update(_counted(partition, constant, first, slices[0].shape[0]))
     return window_values
 
@@ -138,7 +140,7 @@ def recompute(partition: StepPartition, constant: Sequence[Any], window_values: 
 
 def _run_group(partition: StepPartition, group: Sequence[int], constant: Sequence[Any],
                window_values: WindowValues, first: dict[Any, Any],
-               step_sums: StepSums) -> dict[int, Any]:
+               step_sums: StepSums, simulate: Simulate | None) -> dict[int, Any]:
     """Add stacks of a group's states before and after each step; return their last values."""
     stacks = window_values.stacks
     enter, leave = ([a[i] for i in group] for a in (partition.entering, partition.leaving))
@@ -148,8 +150,8 @@ def _run_group(partition: StepPartition, group: Sequence[int], constant: Sequenc
     given = [v for v in stacks if v in needed]
     run = part(partition.closed, [*partition.constants, *same, *enter, *given], leave, eqns)
 
-    def step(states: Any, slices: Any) -> Any:
-        new = run(*constant, *same.values(), *states, *slices)
+    def step(constants: Any, slices: Any, states: Any) -> Any:
+        new = run(*constants, *states, *slices)
         new = [jnp.asarray(a, v.aval.dtype) for a, v in zip(new, enter, strict=True)]
         return new, new
 
@@ -157,7 +159,12 @@ def _run_group(partition: StepPartition, group: Sequence[int], constant: Sequenc
     slices = [stacks[v] for v in given]
     size = sum(v.aval.size for v in enter)
     turn = unroll_of(len(eqns), size, slices[0].shape[0], partition.unroll)
-    last, after = lax.scan(step, start, slices, unroll=turn)
+    fixed = [*constant, *same.values()]
+    if simulate is not None:
+        last, after = simulate(step, fixed, slices, start, turn, downstream=True)
+    else:
+        last, after = lax.scan(
+            lambda states, now: step(fixed, now, states), start, slices, unroll=turn)
     stacks.update(zip(leave, after, strict=True))
     window_values.enter(dict(zip(enter, leave, strict=True)), first)
     return dict(zip(group, last, strict=True))

@@ -16,7 +16,8 @@ from traceops.compiler.partition import StepPartition
 
 __all__ = ['Simulate', 'advance', 'blocks_of', 'simulate', 'simulated']
 
-#: ``(step, constants, slices, states, unroll) -> (states, kept)``, lists of arrays.
+#: ``(step, constants, slices, states, unroll, downstream=False) -> (states, kept)``, lists of
+#: arrays; ``downstream``: the loop of states that no other state waits for.
 Simulate = Callable[..., tuple[list[Any], list[Any]]]
 
 

@@ -80,10 +80,14 @@ class Simulator:
         self.backend = settings.backend
         self.last: ops.Simulation | None = None
 
-    def __call__(self, step: Any, constants: Any, slices: Any, states: Any, unroll: int) -> Any:
-        self.last = ops.Simulation(step, constants, slices, states, unroll=unroll,
-                                   spike=upstream.SPIKE, backend=self.backend)
-        return self.last.run()
+    def __call__(self, step: Any, constants: Any, slices: Any, states: Any, unroll: int,
+                 downstream: bool = False) -> Any:
+        # who names the kernel means that of the network
+        backend = 'auto' if downstream and self.backend == 'triton' else self.backend
+        found = ops.Simulation(step, constants, slices, states, unroll=unroll,
+                               spike=upstream.SPIKE, backend=backend)
+        self.last = self.last if downstream else found
+        return found.run()
 
     def describe(self) -> list[str]:
         """What ``explain`` says of the simulation of a window."""

@@ -93,7 +93,7 @@ class StepsAtOnce:
         first = [before[i] for i in self.carried]
         core, residuals = simulated(
             partition, self.simulate, fixed, slices, [first[i] for i in partition.core])
-        values = run_downstream(partition, fixed, slices, residuals, first)
+        values = run_downstream(partition, fixed, slices, residuals, first, self.simulate)
         recomputed = recompute(partition, fixed, values)
         same = partition.whole(dict(zip(partition.fixed, partition.invariants(fixed), strict=True)))
         known = {**dict(zip(partition.stacked, recomputed.stacked, strict=True)),
