@@ -58,6 +58,7 @@ class Product:
     Attributes
     ----------
     result, weights : variable
+        (Weights of half the bytes as they are, where the step widens them.)
     ahead, parts : tuple of Part
         Terms of what is known ahead, and of what is made of the states.
     """
@@ -174,6 +175,8 @@ def resized(step: Step, samples: tuple[int, ...]) -> Step:
         return step
     step = made_of.step
     old, jaxpr = made_of.samples, step.closed.jaxpr
+    if any(map(is_random, jaxpr.eqns)):
+        raise UnsupportedError('a device would draw the random numbers of other samples')
     weights = {p.weights for p in made_of.products.values()}
 
     def here(shape: Sequence[int]) -> tuple[int, ...]:
@@ -251,12 +254,24 @@ def _check_effects(jaxpr: Jaxpr) -> None:
 
 
 def _check_random(jaxpr: Jaxpr, level: dict[Any, Level]) -> None:
-    """Some generators give other numbers to the keys of many steps at once."""
+    """Numbers of keys that are known ahead are drawn ahead; some generators give other numbers to
+    many keys at once.
+    """
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if level[eqn.outvars[0]] is not Level.CONSTANT and name.startswith(
-                ('random_', 'rng_', 'threefry')):
-            raise UnsupportedError(f'the step draws random numbers ({name})')
+        name, when = eqn.primitive.name, level[eqn.outvars[0]]
+        if when is Level.CONSTANT or not is_random(eqn):
+            continue
+        if when is Level.STEP:
+            raise UnsupportedError(f'the step draws random numbers from its states ({name})')
+        if not name.startswith('threefry') and not any(
+                str(v.aval.dtype) == 'key<fry>' for v in (*eqn.invars, *eqn.outvars)):
+            raise UnsupportedError(f'the step draws random numbers ({name}), by a generator that '
+                                   'gives others to the keys of many steps at once')
+
+
+def is_random(eqn: Any) -> bool:
+    """Whether it has to do with random numbers, or the keys of them."""
+    return bool(eqn.primitive.name.startswith(('random_', 'rng_', 'threefry')))
 
 
 def _samples(step: Step) -> tuple[int, ...]:
@@ -313,7 +328,15 @@ def _product(eqn: Any, made_by: dict[Any, Any], level: dict[Any, Level],
         waits = not isinstance(v, Literal) and level[v] is Level.STEP
         (parts if waits else ahead).append(Part(v, row, rows))
         row += rows
-    return Product(eqn, right, tuple(ahead), tuple(parts))
+    return Product(eqn, _narrow(right, made_by), tuple(ahead), tuple(parts))
+
+
+def _narrow(weights: Any, made_by: dict[Any, Any]) -> Any:
+    """Weights before they are widened, which a kernel does as it reads them."""
+    eqn = made_by.get(weights)
+    if eqn is None or eqn.primitive.name != 'convert_element_type':
+        return weights
+    return eqn.invars[0] if eqn.invars[0].aval.dtype.name == 'bfloat16' else weights
 
 
 def _pieces(var: Any, made_by: dict[Any, Any], level: dict[Any, Level]) -> list[Any]:

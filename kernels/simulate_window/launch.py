@@ -169,7 +169,7 @@ def _ahead(made_of: Anatomy, constants: Sequence[Any], slices: Sequence[Any],
 
 def _known(product: Product, values: dict[Any, Any]) -> Any:
     """The sum of the terms of a product that are known ahead."""
-    weights = values[product.weights]
+    weights = values[product.weights].astype(product.eqn.invars[1].aval.dtype)
     axis = int(product.transposed)
     terms = [product.eqn.primitive.bind(
         values[p.operand], jax.lax.slice_in_dim(weights, p.row, p.row + p.rows, axis=axis),

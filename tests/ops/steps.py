@@ -55,6 +55,17 @@ def refractory(constants, slices, states):
     return [V, jnp.where(fires, 0., since + 1.)], [V, since]
 
 
+def dropout(constants, slices, states):
+    """Half of what is sent is dropped, by numbers of a key that is split at each step."""
+    (W, b, threshold), (x,), (V, key, turn) = constants, slices, states
+    key, sub = jax.random.split(jax.random.wrap_key_data(key))
+    spikes = spikes_of(V - threshold)
+    there = jax.random.bernoulli(sub, .5, V.shape)
+    V = V - spikes
+    V = V + .0625 * (-V + joined(x, jnp.where(there, 2. * spikes, 0.)) @ W + b + turn % 3)
+    return [V, jax.random.key_data(key), turn + 1], [V, there.astype(V.dtype)]
+
+
 def lateral(constants, slices, states):
     """All neurons of a sample are inhibited by how many fire; spikes of any height."""
     (W, b, threshold), (x,), (V,) = constants, slices, states

@@ -12,7 +12,7 @@ import pytest
 
 import traceops.kernels.simulate_window as package
 from tests.ops import suites
-from tests.ops.steps import STEPS, lif, operands_of
+from tests.ops.steps import STEPS, dropout, lif, operands_of
 from traceops import ops
 from traceops.kernels.simulate_window import launch
 from traceops.kernels.simulate_window.anatomy import anatomy, resized
@@ -102,10 +102,19 @@ def test_spikes_that_are_carried_are_events():
 
 X, V, W = jnp.ones((4, 3, 20)), jnp.ones((3, 20)), jnp.ones((20, 20))
 REFUSED = {
-    'random numbers': (
-        lambda c, x, s: ([s[0] + jax.random.uniform(jax.random.wrap_key_data(x[1]), (3, 20))], []),
-        [], [X, jnp.zeros((4, 2), jnp.uint32)], [V],
-        'the step draws random numbers (random_'),
+    'random numbers of another generator': (
+        lambda c, x, s: ([s[0] + jax.random.uniform(
+            jax.random.wrap_key_data(x[1], impl='rbg'), (3, 20))], []),
+        [], [X, jnp.zeros((4, 4), jnp.uint32)], [V],
+        'the step draws random numbers (random_wrap), by a generator that gives others'),
+    'random numbers of what neurons do': (
+        lambda c, x, s: ([s[0] + jax.random.uniform(jax.random.key(
+            s[0].sum().astype(jnp.int32)), (3, 20))], []),
+        [], [X], [V], 'the step draws random numbers from its states (random_'),
+    'a key that neurons feed': (
+        lambda c, x, s: ([s[0] + x[0], s[1] + s[0].sum().astype(jnp.uint32)], []),
+        [], [X], [V, jnp.zeros((2,), jnp.uint32)],
+        'the kernel computes in float32, a state is uint32'),
     'an effect': (
         lambda c, x, s: (jax.debug.print('{}', s[0][0, 0]), ([s[0] + x[0]], []))[1],
         [], [X], [V], 'the step does something besides computing (debug_'),
@@ -219,6 +228,24 @@ def test_a_part_of_the_samples(name):
     assert anatomy(part).samples == (2,)
     assert launch.kernel_of(part)[1].source == \
         launch.kernel_of(traced(name, batch=(2,))[0])[1].source
+
+
+def test_keys_and_counters_are_no_states_of_the_kernel():
+    """They are had ahead, and the draws of all steps too; a device's part has no such kernel."""
+    _, constants, slices, states = operands_of('lif', batch=(6,))
+    states = [*states, jax.random.key_data(jax.random.key(3)), jnp.int32(4)]
+    simulation = ops.Simulation(dropout, constants, slices, states)
+    assert not simulation.reason and [v.aval.shape for v in simulation.step.states] == [(6, 20)]
+    _, text = launch.kernel_of(simulation.step)
+    assert 'random' not in text.source and len(text.streams) == 3
+    call = launch.plan(*simulation.operands, step=simulation.step, capability=90)
+    assert call.grid == (6,)
+    with pytest.raises(UnsupportedError, match='a device would draw'):
+        resized(simulation.step, (2,))
+    # keys that come from outside are the same
+    given = ops.Simulation(lambda c, x, s: ([s[0] + jax.random.uniform(
+        jax.random.wrap_key_data(x[1]), (3, 20))], []), [], [X, jnp.zeros((4, 2), jnp.uint32)], [V])
+    assert not given.reason
 
 
 def test_no_array_is_held():

@@ -84,6 +84,13 @@ def test_all_steps_at_once(float64, name, rule, vmap):
     compare(name, rule, vmap, 7, 3, 1e-10, two_phase=True)
 
 
+def test_a_net_that_draws_random_numbers_at_once():
+    """Its keys are had ahead of the simulation, which can be a kernel then."""
+    ours = compare('noisy', 'es', False, 7, None, 1e-5, two_phase=True)
+    said = ours.inner._last_call[1]
+    assert 'the loop: kernels run on NVIDIA GPUs' in said, said
+
+
 @pytest.mark.parametrize('rule, steps', [('d_rtrl', 12), ('es', 10)])
 def test_iterations_of_several_steps(float64, rule, steps):
     """There the loops over time take five steps an iteration, and the remaining ones after it; the

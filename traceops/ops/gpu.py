@@ -23,6 +23,8 @@ def runner(operation: Any, params: dict[str, Any], where: Any) -> Callable[..., 
         if any(0 in a.shape for a in operands):
             return tuple(operation.reference(*operands, **params))
         call = operation.kernel(*operands, capability=where.capability, **params)
+        if isinstance(call, str):       # a device's part has none, the whole has
+            raise NotImplementedError(call)
         given = operands if call.prepare is None else call.prepare(operands)
         structs = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in call.outputs]
         # the kernel's name in a profile, and what it does for who reads the program

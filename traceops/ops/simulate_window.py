@@ -15,6 +15,7 @@ import numpy as np
 
 from traceops.kernels.simulate_window import launch
 from traceops.kernels.simulate_window.anatomy import anatomy
+from traceops.kernels.simulate_window.chains import chained
 from traceops.kernels.simulate_window.reference import simulate_window as _definition
 from traceops.kernels.simulate_window.step import Step, UnsupportedError, trace_step
 from traceops.ops import choice
@@ -172,11 +173,21 @@ class Simulation:
         self.reason = ''
         self._loop: Any = functools.partial(_definition, step, *given, unroll)
         self.operands: list[Any] = []
+        self.step, self._whole = trace_step(step, *given, unroll, spike)
+        self._chained = chained(self.step)
+        operands = self._whole
+        if self._chained is not None:
+            constants, slices, states = self.step.split(operands)
+            chains, others = self._chained.split(states)
+            before = [jax.ShapeDtypeStruct((slices[0].shape[0], *a.shape), a.dtype)
+                      for a in chains]
+            self.step, operands = self._chained.step, [*constants, *slices, *before, *others]
         try:
-            self.step, self.operands = trace_step(step, *given, unroll, spike)
             launch.kernel_of(self.step)
         except UnsupportedError as err:
-            self.reason = str(err)
+            self.reason, self._whole = str(err), []
+        else:
+            self.operands = operands
 
     def run(self) -> tuple[list[Any], list[Any]]:
         """The states after the window, and what is kept of each step."""
@@ -189,14 +200,24 @@ class Simulation:
                 "backend='auto')).")
         if self.reason:
             return loop()
-        operands, self.operands = self.operands, [
+        operands, self._whole, self.operands = self._whole, [], [
             jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.operands]
+        chains: list[Any] = []
+        if self._chained is not None:           # keys and counters are had ahead
+            constants, slices, states = self._chained.whole.split(operands)
+            chains, others = self._chained.split(states)
+            chains, before = _definition(self._chained.advance, constants, slices, chains,
+                                         self._chained.whole.unroll)
+            operands = [*constants, *slices, *before, *others]
         watched = watching.get()
         if watched is not None:
             watched.append(self)
         out = bind(SIMULATE_WINDOW, *operands, backend=self.request, step=self.step)
         count = len(self.step.states)
-        return list(out[:count]), list(out[count:])
+        after, kept = list(out[:count]), list(out[count:])
+        if self._chained is not None:
+            after = self._chained.joined(chains, after)
+        return after, kept
 
     def __str__(self) -> str:
         """How it runs here, and why."""

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.steps import STEPS, operands_of
+from tests.ops.steps import STEPS, dropout, operands_of
 from tests.ops.suites.base import in_turn
 from traceops import ops
+from traceops.kernels.simulate_window import launch
 
 
 def agree(got, want, tolerance):
@@ -97,6 +98,20 @@ class SimulateWindowSuite:
             for arrays, axis in zip(given, mapped, strict=True))) for k in range(3)]
         agree(got, jax.tree.map(lambda *a: jnp.stack(a), *one), self.tolerance)
 
+    @pytest.mark.parametrize('mapped', [False, True])
+    def test_random_numbers_are_drawn_ahead(self, mapped):
+        """Of keys that no neuron feeds; a counter beside them."""
+        _, constants, slices, states = operands_of('lif')
+        states = [*states, jax.random.key_data(jax.random.key(3)), jnp.int32(4)]
+        if not mapped:
+            got = self.matches(dropout, constants, slices, states)
+            assert 0. < np.asarray(got[1][1]).mean() < 1.
+            return
+        many = [jnp.stack([a, a[..., ::-1] if a.ndim else a + 1]) for a in states]
+        got = jax.vmap(lambda s: self.run(dropout, constants, slices, s))(many)
+        one = [by_loop(dropout, constants, slices, [a[k] for a in many]) for k in range(2)]
+        agree(got, jax.tree.map(lambda *a: jnp.stack(a), *one), self.tolerance)
+
     def test_nested_vmap_is_one_call(self):
         step, constants, slices, states = operands_of('lif')
         many = jax.tree.map(lambda a: jnp.stack([jnp.stack([a, .5 * a])] * 3), (slices, states))
@@ -135,11 +150,16 @@ class SimulateWindowSuite:
             (W, U), (x,), (V,) = constants, slices, states
             spikes = (V >= .5).astype(V.dtype)
             product = jax.lax.dot_general(spikes, U, (((1,), (1,)), ((), ())))
-            V = .5 * V + x @ W.astype(V.dtype)[:x.shape[-1]] + product
-            return [V + spikes @ W.astype(V.dtype)[x.shape[-1]:]], [V]
+            V = .5 * V + product
+            return [V + jnp.concatenate([x, spikes], -1) @ W.astype(V.dtype)], [V]
 
         _, (W, *_), slices, states = operands_of('lif')
-        self.matches(step, [W.astype(jnp.bfloat16), W[12:].T], slices, states)
+        half = [W.astype(jnp.bfloat16), W[12:].T]
+        self.matches(step, half, slices, states)
+        simulation = ops.Simulation(step, half, slices, states)
+        call = launch.plan(*simulation.operands, step=simulation.step, capability=90)
+        given = [a.dtype for a in call.prepare(simulation.operands) if a.shape[-2:] == W.shape]
+        assert given == [jnp.bfloat16]          # read as it is
 
     def test_not_finite(self):
         """Inputs and states that are no numbers come out as such. Of a weight that is infinite:
