@@ -142,9 +142,10 @@ def test_tune_of_a_learner_and_of_sizes(tmp_path, monkeypatch, capsys):
     assert cli.main(['tune', 'their_learner:learner']) == 0
     out = capsys.readouterr().out
     assert 'kernel' in out and str(tmp_path) in out.replace('\n', '')
-    (name,) = measured.known(KIND)
-    assert name.startswith('step_') and name.endswith(', 4 samples')
+    names = {*measured.known(KIND)}                 # of the net, and of its readout
+    assert len(names) == 2
+    assert all(n.startswith('step_') and n.endswith(', 4 samples') for n in names)
     monkeypatch.setattr(tune, 'SIZES', {'events': ((128,), (8,)), 'all rows': ((64,), (8,))})
     assert cli.main(['tune', '--steps', '3']) == 0
-    assert {*measured.known(KIND)} == {name, 'events, 128 neurons, 8 samples',
-                                       'all rows, 64 neurons, 8 samples'}
+    assert {*measured.known(KIND)} == names | {
+        'events, 128 neurons, 8 samples', 'all rows, 64 neurons, 8 samples'}
