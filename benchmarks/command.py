@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from traceops.benchmarks import loops, report, user_programs
+from traceops.benchmarks import curves, loops, report, user_programs
 from traceops.benchmarks.cases import CASES, Case
 from traceops.benchmarks.measure import run
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='measure hand-written training loops instead')
     parser.add_argument('--programs', action='store_true',
                         help='measure training programs as people write them instead')
+    parser.add_argument('--curves', action='store_true',
+                        help='small ES-D-RTRL nets over N, B and T: fails where upstream is faster')
     parser.add_argument('--peers', action='store_true',
                         help='the same net by BPTT in other libraries, where they are installed')
     parser.add_argument('--against', type=pathlib.Path, metavar='FILE',
@@ -57,10 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.plots and (args.loops or args.operations):
         parser.error('--plots draws nets: leave out --loops and --operations')
-    if args.programs and (args.loops or args.operations or args.plots or args.peers
-                          or args.against or args.tiles is not None):
-        parser.error('--programs is a table of its own: leave out --loops, --operations, --plots, '
-                     '--peers, --against, --tiles')
+    own = '--programs' if args.programs else '--curves'
+    if (args.programs or args.curves) and (
+            args.loops or args.operations or args.plots or args.peers or args.against
+            or args.tiles is not None or args.programs and args.curves):
+        parser.error(f'{own} is a table of its own: leave out --loops, --operations, --plots, '
+                     '--peers, --against, --tiles' + ', --curves' * args.programs)
     if args.operations and (args.loops or args.markdown):
         parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
     if jax.default_backend() == 'gpu':      # else gradients are compared in tf32
@@ -71,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         return _loops(args, loops, 'loop', 'loops', loops.CASES)
     if args.programs:
         return _loops(args, user_programs, 'program', 'programs', user_programs.PROGRAMS)
+    if args.curves:
+        return _loops(args, curves, 'place', 'curves', curves.PROGRAMS)
     if args.peers:
         return _peers(args)
     cases = _chosen(CASES, args)
@@ -141,7 +147,7 @@ def _peers(args: argparse.Namespace) -> int:
 
 def _loops(args: argparse.Namespace, table: Any, what: str, key: str,
            known: Sequence[Any]) -> int:
-    """A table of ``loops`` or of ``user_programs``."""
+    """A table of ``loops``, ``user_programs`` or ``curves``."""
     cases = _chosen(known, args)
     if not cases:
         print(f'no {what} matches {" ".join(args.cases)!r}; known: '
@@ -156,7 +162,8 @@ def _loops(args: argparse.Namespace, table: Any, what: str, key: str,
                              + '\n')
     if args.markdown:
         args.markdown.write_text(table.markdown(rows))
-    return 1 if any(row['error'] for row in rows) else 0
+    failed = any(row['error'] for row in rows) or table is curves and curves.cliffs(rows)
+    return 1 if failed else 0
 
 
 def _alone(case: Case, args: argparse.Namespace) -> dict:

@@ -35,7 +35,7 @@ from traceops.benchmarks.measure import (
 )
 from traceops.benchmarks.nets import make
 
-__all__ = ['PROGRAMS', 'Program', 'main', 'markdown', 'run']
+__all__ = ['HEAD', 'PROGRAMS', 'Program', 'cells', 'main', 'markdown', 'run', 'whole']
 
 #: ``figure -> (unit, scale, whether the bar is a limit)``: else it is upstream / traceops.
 FIGURES = {
@@ -124,7 +124,7 @@ def _prefix(one: Program) -> Callable[..., Any]:
     return call
 
 
-def _whole(one: Program) -> Callable[..., Any]:
+def whole(one: Program) -> Callable[..., Any]:
     """One ``etrace_grad`` over all steps, the learner's states going on from call to call."""
     settings = {} if one.carry else {'carry_trace': False}
     call = online(of_case(one.case), braintrace.compile, **settings)
@@ -157,12 +157,12 @@ PROGRAMS = (
     Program('D-RTRL GRU 64, evolve and grad', dataclasses.replace(
         _GRU, steps=30, batch=32, n_in=10, n_out=10), _prefix, 1.3, 'compile', warm_up=20,
         rounds=3),
-    *(Program(f'ES-D-RTRL LIF 128, B = {B}', _lif('ES_D_RTRL', 128, batch=B), _whole, 1.2,
+    *(Program(f'ES-D-RTRL LIF 128, B = {B}', _lif('ES_D_RTRL', 128, batch=B), whole, 1.2,
               'CPU time', rounds=40) for B in (1, 256)),
-    Program('D-RTRL LIF 1024, carried', _LARGE, _whole, 150.),
-    Program('D-RTRL LIF 1024, carried', _LARGE, _whole, 2., 'learning / forward', rounds=10),
+    Program('D-RTRL LIF 1024, carried', _LARGE, whole, 150.),
+    Program('D-RTRL LIF 1024, carried', _LARGE, whole, 2., 'learning / forward', rounds=10),
     # a tenth of what a call had on average when they were first counted (eight calls: 0 to 9199)
-    Program('D-RTRL LIF 1024, not carried', _LARGE, _whole, 217., 'page faults', carry=False,
+    Program('D-RTRL LIF 1024, not carried', _LARGE, whole, 217., 'page faults', carry=False,
             rounds=20),
 )
 
@@ -230,12 +230,12 @@ def met(f: dict[str, Any]) -> bool:
     return bool(f['value'] <= f['bar'] if FIGURES[f['figure']][2] else f['value'] >= f['bar'])
 
 
-_HEAD = ('program', 'figure', 'upstream', 'traceops', 'value', 'gradients differ by')
+HEAD = ('program', 'figure', 'upstream', 'traceops', 'value', 'gradients differ by')
 
 
-def _cells(f: dict[str, Any]) -> list[str]:
+def cells(f: dict[str, Any]) -> list[str]:
     if f['error']:
-        return [f['name'], f['figure'], f'REFUSED: {f["error"]}', *[''] * (len(_HEAD) - 3)]
+        return [f['name'], f['figure'], f'REFUSED: {f["error"]}', *[''] * (len(HEAD) - 3)]
     unit, scale, limit = FIGURES[f['figure']]
     a, b = (f'{f[who] * scale:.{2 if unit == "s" else 1}f}' for who in ('upstream', 'traceops'))
     if f['figure'] == 'page faults':
@@ -252,9 +252,9 @@ def _cells(f: dict[str, Any]) -> list[str]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for a README."""
-    return report.markdown(rows, _HEAD, _cells)
+    return report.markdown(rows, HEAD, cells)
 
 
 def main(programs: list[Program], repeats: int) -> list[dict[str, Any]]:
     """Measure, print the table, return the figures."""
-    return report.each(programs, lambda one: run(one, repeats), _HEAD, _cells)
+    return report.each(programs, lambda one: run(one, repeats), HEAD, cells)
