@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from traceops import benchmarks
-from traceops.benchmarks import loops, measure, report, user_programs
+from traceops.benchmarks import curves, loops, measure, report, user_programs
 from traceops.benchmarks.cases import CASES, Case
 
 TINY = Case('tiny', 'lif', 'D_RTRL', 16, 1e9, 0., steps=5, batch=4)
@@ -141,6 +141,24 @@ def test_a_program_with_a_wrong_gradient_gets_no_figure():
     row = user_programs.run(program, 1)
     assert 'gradients differ' in row['error'] and row['value'] is None
     assert 'REFUSED: gradients differ' in user_programs.markdown([row])
+
+
+def test_curves_reach_the_corners_and_fail_on_a_cliff(monkeypatch, capsys):
+    sizes = [(p.case.n, p.case.batch, p.case.steps) for p in curves.PROGRAMS]
+    assert [(min(axis), max(axis)) for axis in zip(*sizes, strict=True)] == [
+        (32, 4096), (1, 256), (8, 3200)]
+    asked = []
+
+    def run(one, repeats):
+        asked.append(one.rounds)
+        return {'name': one.name, 'figure': one.figure, 'bar': one.bar, 'error': '',
+                'upstream': 1., 'traceops': 2., 'value': .5, 'difference': 0.}
+    monkeypatch.setattr(user_programs, 'run', run)
+    assert benchmarks.main(['--curves', '--cases', 'N = 32, B = 1, T = 8']) == 1
+    assert asked == [40, 120] and 'upstream / traceops 0.50' in capsys.readouterr().out
+    monkeypatch.setattr(curves, 'CLIFF', .4)
+    assert benchmarks.main(['--curves', '--cases', 'N = 32, B = 1, T = 8']) == 0
+    assert 'no cliff' in capsys.readouterr().out
 
 
 def test_programs_are_named(capsys):

@@ -80,6 +80,22 @@ def test_explain_names_the_operation_that_is_in_the_way():
     assert loop in traceops.explain().loops
 
 
+def test_steps_of_a_loop_are_not_listed_as_steps_by_hand():
+    def train(by_hand):
+        task = Task('vanilla', 'd_rtrl', vmap=False).begin()
+        if by_hand:
+            task.run(task.x[0])
+        looked = brainstate.transform.for_loop(lambda x: task.run(x), task.x)
+        return looked, tutorial(task)
+
+    found = traceops.explain(lambda: train(False))
+    assert len(found.loops) == 2 and not found.calls
+    assert [name for name, _ in found.loops[0].forward] == list(found.loops[1].deferred)
+    assert 'none is taken' in str(found)
+    (call,) = traceops.explain(lambda: train(True)).calls
+    assert call.what == 'a step by hand' and call in traceops.explain().calls
+
+
 def test_explain_without_a_loop():
     assert 'No fast learner was seen at work' in str(traceops.explain(lambda x: x + 1., 2.))
     with pytest.raises(TypeError, match='function and its example arguments'):
@@ -160,3 +176,13 @@ def test_a_factorised_learner_keeps_its_loop_of_few_steps(monkeypatch):
     task = Task('vanilla', 'es', vmap=False)
     [loop] = traceops.explain(train_step, task.x, task.y).loops
     assert not loop.deferred and 'less than 8 of a small net' in loop.kept[0][1]
+
+
+@pytest.mark.parametrize('wide, waits', [(0, False), (6, True)])
+def test_a_factorised_learner_keeps_its_loop_of_a_large_batch(monkeypatch, wide, waits):
+    """One that records much more than the weights are."""
+    monkeypatch.setattr(plan, 'WIDE', wide)
+    [loop] = traceops.explain(
+        lambda: tutorial(Task('vanilla', 'es', vmap=False))).loops
+    assert bool(loop.deferred) is waits
+    assert waits or 'a batch so large' in loop.kept[0][1]

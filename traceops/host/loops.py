@@ -24,7 +24,7 @@ from traceops.host.deferred import Deferred
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
 from traceops.host.plan import NO_TRACE, why_short
 from traceops.host.relations import event_weights
-from traceops.host.seen import caller, in_a_loop, name_of
+from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of
 from traceops.host.steps import loops_are_watched, unwatched
 from traceops.loops.analysis import Analysis, Learner, owners_in
 from traceops.loops.deferred import DeferredLoop
@@ -92,8 +92,11 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not loops_are_watched() or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return original(*args, **kwargs)
     call = TracedCall(lambda: original(*args, **kwargs))
-    if call.equation is None or not owners_in(call.closed.jaxpr):
+    owners = {} if call.equation is None else owners_in(call.closed.jaxpr)
+    if not owners:
         return call.run()
+    for owner, taken in owners.values():
+        belong_to_a_loop(owner, taken)
     learners: Sequence[Learner] = ()
     loop, deferred = None, None
     try:

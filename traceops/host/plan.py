@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -13,8 +14,8 @@ from traceops.host import upstream
 from traceops.host.forms import at_once
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 
-__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'Plan', 'make_plan',
-           'why_short', 'why_small']
+__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'WIDE', 'Plan',
+           'make_plan', 'why_short', 'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
 #: state a position, and of more), and bytes of weights above which it is for two steps; for one it
@@ -24,6 +25,11 @@ SHORT, SHORT_OF_MORE, SMALL = 8, 4, 2 ** 16
 #: Bytes of a D-RTRL trace, one state a position, up to which so many steps are as fast on a CPU as
 #: upstream takes them. Measured with one layer of LIF and GRU; of ALIF the window always is faster.
 SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
+
+#: Numbers that a step of ES-D-RTRL records for each of the weights from which on upstream's step is
+#: as fast on a CPU (one state a position). Measured with one layer of LIF, by `bench --curves`: of
+#: 2 and 5 windows are not slower, of 14 they take 1.2 to 1.5 times as long.
+WIDE = 6
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
 _REPLACED = ('_solve_weight_gradients', '_update_etrace_data', '_get_etrace_data',
@@ -55,6 +61,9 @@ def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
     What a window costs beside its steps is then as much as it saves; not with lanes (on jax 0.10
     upstream's step is 3.5 times as expensive).
     """
+    wide = _why_wide(learner, lanes, steps)
+    if wide:
+        return wide
     short = SHORT if _one_state(learner) else min(SHORT, SHORT_OF_MORE)
     if (steps >= short or (steps > 1 and weight_bytes(learner) > SMALL)
             or not isinstance(learner, upstream.IODimVjpAlgorithm)
@@ -62,6 +71,23 @@ def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
         return None
     return (f"a sequence of {steps} steps: upstream's step is as fast for one, and for less than "
             f'{short} of a small net; {_ASKING}')
+
+
+def _why_wide(learner: Any, lanes: bool, steps: int) -> str | None:
+    """Why upstream's ES-D-RTRL is as fast for a batch so large beside its weights, if it is.
+
+    A window saves a gradient written at every step, and writes a record instead.
+    """
+    if (steps == 1 or not isinstance(learner, upstream.IODimVjpAlgorithm)
+            or not _one_state(learner) or _window_is_better(learner, lanes)):
+        return None
+    record = sum(math.prod(shape) for v in relation_views(learner) for shape in (
+        v.y_shape, *((v.relation.x_var.aval.shape,) if v.has_input else ())))
+    if 4 * record <= WIDE * weight_bytes(learner):
+        return None
+    return (f'a batch so large that a step has {4 * record / 2 ** 10:.0f} KiB to record, and the '
+            f'weights are {weight_bytes(learner) / 2 ** 10:.0f} KiB: upstream\'s step is as fast; '
+            f'{_ASKING}')
 
 
 def why_small(learner: Any, lanes: bool, steps: int) -> str | None:

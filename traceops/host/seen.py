@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ['BY_HAND', 'Call', 'Calls', 'caller', 'in_a_loop', 'is_in_a_loop', 'known', 'name_of',
-           'note', 'watching']
+__all__ = ['BY_HAND', 'Call', 'Calls', 'belong_to_a_loop', 'caller', 'in_a_loop', 'is_in_a_loop',
+           'known', 'name_of', 'note', 'watching']
 
 BY_HAND = 'a step by hand'
 
@@ -61,13 +61,29 @@ def note(learner: Any, what: str, steps: int, engine: str, reason: str,
          from_zero: bool = False) -> None:
     """Remember a call: of the process, of the learner, and for who watches."""
     call = Call(caller(), what, name_of(learner), steps, engine, reason, from_zero)
-    _remember(_known, call)
-    _remember(learner._calls.book, call)
-    if what != BY_HAND:
+    books: list[dict[Call, None]] = [_known, learner._calls.book]
+    if what == BY_HAND:
+        learner._calls.by_hand.append((call, [book for book in books if call not in book]))
+        del learner._calls.by_hand[:-_MOST]
+    else:
         learner._last_call = (engine, reason)
+    for book in books:
+        _remember(book, call)
     seen = watching.get()
     if seen is not None:
         seen.append(call)
+
+
+def belong_to_a_loop(learner: Any, steps: int) -> None:
+    """The last steps by hand were those of a loop's body, which was traced before the loop was."""
+    found = learner._calls.by_hand
+    last, found[:] = found[max(len(found) - steps, 0):], found[:max(len(found) - steps, 0)]
+    seen = watching.get()
+    for call, books in last:
+        for book in books:
+            book.pop(call, None)
+        if seen is not None and call in seen:
+            seen.remove(call)
 
 
 def _remember(book: dict[Call, None], call: Call) -> None:
@@ -82,6 +98,8 @@ class Calls:
 
     def __init__(self) -> None:
         self.book: dict[Call, None] = {}
+        #: The last steps by hand, and the books that had no call like it.
+        self.by_hand: list[tuple[Call, list[dict[Call, None]]]] = []
         self.outside_jit = 0
 
     def __iter__(self) -> Iterator[Call]:

@@ -84,23 +84,26 @@ class _Refused(Exception):
     """The loop has to do something that cannot wait."""
 
 
-def owners_in(jaxpr: Any) -> dict[int, Any]:
-    """The learners that take a step anywhere in a jaxpr, by identity."""
-    found: dict[int, Any] = {}
+def owners_in(jaxpr: Any) -> dict[int, tuple[Any, int]]:
+    """The learners that take a step anywhere in a jaxpr, by identity, and how many they take."""
+    found: dict[int, tuple[Any, int]] = {}
+
+    def add(owner: Any, steps: int) -> None:
+        found[id(owner)] = owner, found.get(id(owner), (None, 0))[1] + steps
+
     for eqn in getattr(jaxpr, 'eqns', ()):
         step = step_of(eqn)
         if step is not None and step.owner is not None:     # else: of a program that outlived it
-            found[id(step.owner)] = step.owner
-        found.update(_owners_in_params(eqn.params))
+            add(step.owner, eqn.primitive is UPDATE)
+        for owner, steps in _owners_in_params(eqn.params):
+            add(owner, steps)
     return found
 
 
-def _owners_in_params(params: dict[str, Any]) -> dict[int, Any]:
-    found: dict[int, Any] = {}
+def _owners_in_params(params: dict[str, Any]) -> Iterable[tuple[Any, int]]:
     for param in params.values():
         for one in param if isinstance(param, (tuple, list)) else (param,):
-            found.update(owners_in(getattr(one, 'jaxpr', one)))
-    return found
+            yield from owners_in(getattr(one, 'jaxpr', one)).values()
 
 
 class Analysis:
@@ -137,7 +140,7 @@ class Analysis:
         for node in flat.nodes:                 # loops inside are looked at on their own
             if node.name != 'scan':
                 self.learners += [Learner(owner, f'its step is inside a `{node.name}`')
-                                  for owner in _owners_in_params(node.params).values()]
+                                  for owner, _ in _owners_in_params(node.params)]
 
     @property
     def deferred(self) -> list[Learner]:
