@@ -32,6 +32,18 @@ def test_a_window_learner():
     assert json.loads(json.dumps(found.to_dict()))['rows'][0]['engine'] == 'window'
 
 
+@pytest.mark.parametrize('rule, settings, bound', [
+    ('es', {}, 'the cache, 16.00 MiB'),
+    ('es', {'memory_budget': '8MiB'}, 'memory_budget, 8.00 MiB'),
+    ('d_rtrl', {}, 'memory_budget, 256.00 MiB'), ('es', {'window': 3}, None)])
+def test_what_bounds_a_window(rule, settings, bound):
+    """Of ES-D-RTRL on a CPU the cache, if that is less; never where a trace is carried."""
+    with traceops.configured(two_phase=False, **settings):
+        run = start(traceops.compile, NETS['lif'], rule, 5)
+    said = f'window: chosen within {bound};' if bound else 'window: 3;'
+    assert said in str(traceops.explain(run.learner))
+
+
 def test_what_is_not_kept_is_saved():
     with traceops.configured(carry_trace=False):
         run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)

@@ -142,6 +142,31 @@ def test_the_window_of_factors_stays_in_cache():
     assert budget(at_once=True) == 256 * 2 ** 20
 
 
+def _slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.cpu('programs for a GPU have a workspace of 32 MiB, beside which nothing is seen')
+@pytest.mark.parametrize('name, rule', [
+    ('gru', 'd_rtrl'), ('lif', 'es'), ('sparse', 'es'), *(
+        _slow(name, rule) for name in (
+            'alif', 'lora', 'embedding', 'elementwise', 'grouped', 'einsum', 'transformed',
+            'two-layer', 'vanilla', 'lstm') for rule in ('es', 'd_rtrl'))])
+@pytest.mark.usefixtures('compiled_quickly')
+def test_the_budget_holds(monkeypatch, name, rule):
+    """Many windows of a large batch: temporary memory beside a copy of the inputs of all steps.
+
+    And no estimate that is far too high: windows would be short for nothing.
+    """
+    monkeypatch.setattr(harness, 'BATCH', 64)
+    budget = 2 ** 20
+    with traceops.configured(memory_budget=budget, carry_trace=rule == 'es'):
+        run = start(traceops.compile, NETS[name], rule, 400)
+    temporary = compiled(run.grad).memory_analysis().temp_size_in_bytes
+    assert int(run.inner._last_call[1].split()[0]) <= 100       # steps per window
+    assert budget / 4 <= temporary <= budget + run.x.nbytes + run.y.nbytes
+
+
 def products_in_loops(jaxpr, inside=False):
     found = []
     for eqn in jaxpr.eqns:

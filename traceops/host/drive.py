@@ -391,13 +391,15 @@ def _windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
             f'window={settings.window} is longer than the sequence of {length} steps. Make the '
             f'learner with traceops.configure(window={length}) or less, or window=None to have '
             f'it chosen.')
-    K = choose_window(length, program.record_bytes, settings.window, rule.window_budget)
+    # what a step is recomputed from is stored beside its record
+    step_bytes = program.record_bytes + program.ahead_bytes
+    K = choose_window(length, step_bytes, settings.window, rule.window_budget)
     if K == length or rule.learner._carries_trace:
         return K, False
     left = settings.memory_budget - length * program.ahead_bytes
     twice = settings.window is not None or left < settings.memory_budget // 2
     budget = settings.memory_budget if twice else min(left, rule.window_budget)
-    K = choose_window(length, program.record_bytes, settings.window, budget)
+    K = choose_window(length, step_bytes, settings.window, budget)
     return K, twice and K < length
 
 

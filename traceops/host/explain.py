@@ -18,7 +18,9 @@ from traceops import ops
 from traceops.compiler.column_blocks import describe
 from traceops.host import devices, faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
+from traceops.host.plan import at_once
 from traceops.host.relations import RelationView, event_weights, relation_views
+from traceops.host.rules import make_rule
 from traceops.host.transforms import is_transformed
 from traceops.text import render
 
@@ -228,8 +230,9 @@ def _explain_learner(learner: Any, inner: Any) -> Explanation:
     engine, reason = _engine(learner, inner)
     rows = [_row(inner, view, g, engine, reason, _lanes(learner, inner))
             for view in relation_views(inner) for g in view.relation.hidden_groups]
-    notes = _notes(inner, rows) + devices.described(
-        inner, learner is not inner, any(r.engine == 'window' for r in rows))
+    lanes = learner is not inner
+    notes = _notes(inner, rows, lanes) + devices.described(
+        inner, lanes, any(r.engine == 'window' for r in rows))
     return Explanation(tuple(rows), tuple(notes))
 
 
@@ -322,13 +325,15 @@ def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
         return ops.Decision('none', str(err))
 
 
-def _notes(inner: Any, rows: list[Row]) -> list[str]:
+def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
     notes = []
     settings = getattr(inner, 'traceops_settings', None)
     calls_of: seen.Calls | None = getattr(inner, '_calls', None)
     calls = tuple(calls_of or ())
     if settings is not None:
-        window = settings.window or f'chosen within {_mib(settings.memory_budget)}'
+        bound = make_rule(inner, lanes, at_once(settings)).bound \
+            if inner.traceops_plan.windowed else _mib(settings.memory_budget)
+        window = settings.window or f'chosen within {bound}'
         notes.append(f'window: {window}; precision {settings.precision}; '
                      f'carry_trace={settings.carry_trace}')
     notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})' for c in calls]

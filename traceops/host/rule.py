@@ -76,8 +76,19 @@ class Rule(abc.ABC):
         little beside their steps (on a CPU), the sum of their gradients.
         """
         budget: int = self.learner.traceops_settings.memory_budget
-        return min(budget, max(_IN_CACHE, 4 * weight_bytes(self.learner))) \
-            if self.windows_are_cheap else budget
+        return min(budget, self._cached) if self.windows_are_cheap else budget
+
+    @property
+    def _cached(self) -> int:
+        return max(_IN_CACHE, 4 * weight_bytes(self.learner))
+
+    @property
+    def bound(self) -> str:
+        """What bounds the record of a window whose length is not given, in words."""
+        budget: int = self.learner.traceops_settings.memory_budget
+        within_cache = self.windows_are_cheap and self._cached < budget
+        size = self._cached if within_cache else budget
+        return f'{"the cache" if within_cache else "memory_budget"}, {size / 2 ** 20:.2f} MiB'
 
     @property
     def windows_are_cheap(self) -> bool:
