@@ -651,3 +651,28 @@ def test_forward_loops_of_the_factorised_rule_stay(float64):
     """Nothing is gained there, and it says so."""
     seen = compare(forward, 'vanilla', 'es', begin=True, waits=False, tolerance=0.)
     assert 'no trace of the size' in seen[0].forward[0][1]
+
+
+@pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
+def test_vmap_around_a_batch(float64, rule):
+    """Lanes outside, a batch inside."""
+    def run():
+        task = Task('alif', rule, vmap=False)
+        x, y = (a.reshape(len(a), 2, BATCH // 2, -1) for a in (task.x, task.y))
+
+        @brainstate.transform.vmap_new_states(state_tag='new', axis_size=2)
+        def init():
+            brainstate.nn.init_all_states(task.model, batch_size=BATCH // 2)
+            task.algo.compile_graph(x[0, 0])
+        init()
+        lanes = brainstate.nn.Vmap(task.algo, vmap_states='new')
+        grad = brainstate.transform.grad(lambda *now: ((lanes(now[0]) - now[1]) ** 2).mean(),
+                                         task.weights)
+        return brainstate.transform.jit(lambda: brainstate.transform.scan(
+            lambda total, now: (add(total, grad(*now)), None), task.zeros(), (x, y))[0])()
+
+    want = run()
+    with fates() as seen, traceops.enabled():
+        got = run()
+    assert seen[0].deferred
+    assert_close(want, got, 1e-10, nonzero=True)
