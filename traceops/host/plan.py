@@ -28,7 +28,7 @@ SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
 
 #: Numbers that a step of ES-D-RTRL records for each of the weights from which on upstream's step is
 #: as fast on a CPU (one state a position). Measured with one layer of LIF, by `bench --curves`: of
-#: 2 and 5 windows are not slower, of 14 they take 1.2 to 1.5 times as long.
+#: 2 and 5 the two differ by noise (0.95 to 1.05), of 14 windows take 1.2 to 1.5 times as long.
 WIDE = 6
 
 #: Methods that the window replaces: a subclass with its own version of one keeps its own way.
