@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxprs_in_params
 
 __all__ = ['CALLBACKS', 'CALLS', 'alone', 'backward_slice', 'changes_nothing', 'depends_on',
            'effects_of', 'elementwise', 'extended', 'inlined', 'interpreted', 'is_pure', 'is_zero',
-           'named', 'narrowed', 'part', 'producers', 'reached', 'value_if_constant']
+           'named', 'narrowed', 'part', 'producers', 'reached', 'value_if_constant', 'with_inputs']
 
 #: Calls of a program within a program, and the parameter that holds it.
 CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr',
@@ -257,6 +257,13 @@ def extended(closed: ClosedJaxpr, more: Sequence[Any], reads: Sequence[Any],
         _rebuilt(jaxpr, jaxpr.invars, [*jaxpr.outvars, *more, *ours(added.jaxpr.outvars)],
                  [*jaxpr.eqns, *eqns], [*jaxpr.constvars, *added.jaxpr.constvars]),
         [*closed.consts, *added.consts])
+
+
+def with_inputs(closed: ClosedJaxpr, more: Sequence[Any], eqns: Sequence[Any]) -> ClosedJaxpr:
+    """The program of ``eqns`` alone, with more inputs: the variables ``more``."""
+    jaxpr = closed.jaxpr
+    return ClosedJaxpr(
+        _rebuilt(jaxpr, [*jaxpr.invars, *more], jaxpr.outvars, eqns), closed.consts)
 
 
 def changes_nothing(eqn: Any) -> bool:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from traceops.compiler.constants import taken_out
 from traceops.compiler.jaxpr import (
     CALLBACKS,
     effects_of,
@@ -78,6 +79,11 @@ class StepProgram:
     simulate : callable, optional
         ``(step, constants, slices, states, unroll) -> (states, kept)``, lists: runs the loop that
         only simulates. Without it, ``jax.lax.scan`` does.
+    compute_once : callable, optional
+        ``(inputs of the step) -> values``: further inputs, the same at every step (see
+        :mod:`traceops.compiler.constants`).
+    computed : tuple of arrays, optional
+        These values, where :meth:`with_constants` computed them.
     """
 
     partition: StepPartition
@@ -96,6 +102,20 @@ class StepProgram:
     after: tuple[Any, ...]
     types: dict[str, Any]
     simulate: Simulate | None = None
+    compute_once: Callable[..., list[Any]] | None = None
+    computed: tuple[Any, ...] | None = None
+
+    def with_constants(self) -> StepProgram:
+        """The program for all windows of a call: what is the same in each is computed here."""
+        if self.compute_once is None:
+            return self
+        return dataclasses.replace(self, computed=tuple(self._computed()))
+
+    def _computed(self) -> Sequence[Any]:
+        if self.computed is not None or self.compute_once is None:
+            return self.computed or ()
+        leaves = jax.tree.leaves([s.value for s in self.states])
+        return self.compute_once(*[None] * self.slices, *leaves)
 
     def initial(self) -> tuple[Any, Any]:
         """Current values of the carried states, and zeros for the sums."""
@@ -209,7 +229,7 @@ class StepProgram:
         return states, {'impure': impure}
 
     def _constant(self) -> list[Any]:
-        leaves = jax.tree.leaves([s.value for s in self.states])
+        leaves = [*jax.tree.leaves([s.value for s in self.states]), *self._computed()]
         return [leaves[i - self.slices] for i in self.partition.constant]
 
     def unflatten_sums(self, sums: Any, like: Any) -> Any:
@@ -318,6 +338,9 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])
     count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
+    compute_once = None
+    if simulate is None:        # a kernel of the loop is written from the whole step
+        closed, compute_once = taken_out(closed, varying, is_expensive)
     partition = partition_step(
         closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in in_loop], summed=[sums[i] for i in summed],
@@ -334,7 +357,8 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in partition.fixed),
         ahead_bytes=_bytes(partition.recorded),
         before=tuple(traced.before[i] for i in carried),
-        after=tuple(traced.after[i] for i in carried), types=types, simulate=simulate)
+        after=tuple(traced.after[i] for i in carried), types=types, simulate=simulate,
+        compute_once=compute_once)
 
 
 def _check_effects(jaxpr: Any) -> None:

@@ -58,6 +58,7 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
         ``states`` are for :meth:`StepProgram.store`; ``sums`` are the outputs that add up over
         steps; ``outputs`` are concatenated over windows, ``[T, ...]``.
     """
+    program = program.with_constants()
     states, sums = program.initial()
 
     def window(full: Any, xs_w: Any) -> Any:
@@ -95,6 +96,7 @@ def run_windows_back(program: StepProgram, xs: Any, K: int,
     also keeps what windows are recomputed from, and nothing is simulated twice. ``carry`` passes
     from a window to the one before it.
     """
+    program = program.with_constants()
     states, sums = program.initial()
     head, rest = _cut(xs, K)
 
