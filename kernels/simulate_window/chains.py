@@ -1,6 +1,6 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""States that no neuron feeds: the keys of random numbers, counters. They are had ahead."""
+"""States that no neuron feeds, computed before the simulation: random keys, counters."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 """The form of the loops over time: a step at a time, or in two phases.
 
 On a CPU a step is digested while it is in the cache; on a GPU launches are what costs, and the loop
-only simulates. Which of the two a program has is settled where it is lowered, as the operations
+only simulates. Which of the two a program has is chosen where it is lowered, as the operations
 are: the device that jax has by default need not be the one that a program is for.
 """
 

@@ -203,7 +203,7 @@ class Simulation:
         operands, self._whole, self.operands = self._whole, [], [
             jax.ShapeDtypeStruct(a.shape, a.dtype) for a in self.operands]
         chains: list[Any] = []
-        if self._chained is not None:           # keys and counters are had ahead
+        if self._chained is not None:           # keys and counters come first
             constants, slices, states = self._chained.whole.split(operands)
             chains, others = self._chained.split(states)
             chains, before = _definition(self._chained.advance, constants, slices, chains,
