@@ -30,6 +30,7 @@ class TestAdjointWindow(suites.AdjointWindowSuite):
     backend = 'triton'
 
 
+@pytest.mark.slow
 class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
     backend, kappa = 'triton', 0.6
     test_matches_a_loop = test_any_axes_of_positions = test_one_step_and_no_step = None
@@ -40,6 +41,7 @@ class TestLeavingWindow(suites.LeavingWindowSuite):
     backend = 'triton'
 
 
+@pytest.mark.slow
 class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
     backend, kappa = 'triton', 0.6
     test_matches_a_loop = test_one_step_and_an_empty_batch = test_a_trace_made_of_it = None
