@@ -91,7 +91,7 @@ def test_parity_is_not_tried_where_it_cannot_run(check, monkeypatch, capsys):
     monkeypatch.setattr(doctor, check, lambda: doctor.Check(check, False, 'found', 'install'))
     monkeypatch.setattr(doctor, 'check_parity', lambda *a: pytest.fail('tried'))
     assert doctor.main([]) == 1
-    assert '1 of 5 checks failed' in capsys.readouterr().out
+    assert '1 of 6 checks failed' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('platforms, nvidia, found, advice', [
