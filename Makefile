@@ -26,7 +26,7 @@ PYTEST = $(BIN)/pytest $(SHARED)
 
 help:
 	@echo 'make demo      train a spiking network online on handwritten digits'
-	@echo 'make examples  three worked examples, of training loops and of many devices'
+	@echo 'make examples  four worked examples: training loops, a connectome, many devices'
 	@echo 'make test      the test suite'
 	@echo 'make test-all  the same with every net x rule x mode (up to an hour on two cores)'
 	@echo 'make test-gpufree  GPU kernels and programs, proved on a machine without a GPU'
@@ -44,6 +44,7 @@ demo: venv
 examples: venv
 	$(BIN)/python examples/evidence.py $(ARGS)
 	$(BIN)/python examples/copying.py $(ARGS)
+	$(BIN)/python examples/fly_brain.py --neurons 2000 $(ARGS)
 	$(BIN)/python examples/many_devices.py $(ARGS)
 
 test: venv

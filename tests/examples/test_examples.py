@@ -10,11 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import traceops
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / 'examples'
-NAMES = ('against_upstream', 'copying', 'evidence', 'many_devices')
+NAMES = ('against_upstream', 'copying', 'evidence', 'fly_brain', 'many_devices')
 
 pytestmark = [
     pytest.mark.skipif(not EXAMPLES.exists(), reason='the examples are in the sources'),
@@ -61,6 +62,51 @@ def test_a_gru_in_memory_that_does_not_grow(run):
     short, long = map(float, re.findall(r'memory: +([\d.]+) MiB', said))
     assert 0 < short and long <= 1.25 * short, said
     assert '0.00 MiB of' in said and 'window' in said
+
+
+def test_a_connectome_remembers(example, tmp_path, capsys):
+    """Spikes occur, and the trained part between the neurons holds the answer."""
+    example('fly_brain').main([
+        '--neurons', '200', '--delay', '20', '--epochs', '8', '--no-upstream',
+        '--out', str(tmp_path)])
+    said = capsys.readouterr().out
+    right, chance, cut, spikes = map(float, re.search(
+        r'learnt: +([\d.]+) % .*chance: ([\d.]+) %.* part ([\d.]+) %.* at ([\d.]+) %',
+        said).groups())
+    assert right > chance + 15 and right > cut, said
+    assert 1 < spikes < 50
+    assert re.search(r'to come: .* about \d+ s; [\d.]+ MiB', said)
+    assert (tmp_path / 'fly_brain.png').stat().st_size > 20_000
+
+
+def test_a_connectome_that_is_made_obeys_dale(example):
+    made = example('fly_brain').make(300, np.random.default_rng(0))
+    assert not made.diagonal().any()
+    signs = np.sign(made.toarray())
+    assert ((signs.max(1) - signs.min(1)) <= 1).all() and {-1, 1} <= set(signs.ravel())
+    assert (made.data == np.rint(made.data)).all() and 3 < abs(made.data).mean() < 4
+    degrees = np.diff(made.indptr)
+    assert degrees.max() > 3 * np.median(degrees)
+
+
+def test_a_connectome_from_files(example, tmp_path):
+    """Ids with more digits than a float keeps; connections that are listed twice add up."""
+    fly = example('fly_brain')
+    ids = 720575940600000000 + np.array([1, 2, 3])
+    edges = [(2, 0, 4.), (0, 1, -3.), (2, 0, 1.)]
+    want = np.zeros((3, 3))
+    for pre, post, weight in edges:
+        want[pre, post] += weight
+    lines = [f'{weight},x,{ids[post]},{ids[pre]}' for pre, post, weight in edges]
+    (tmp_path / 'edges.csv').write_text('\n'.join(['weight,name,post,pre', *lines]))
+    scipy.sparse.save_npz(tmp_path / 'edges.npz', scipy.sparse.coo_array(want))
+    for name in ('edges.csv', 'edges.npz'):
+        np.testing.assert_array_equal(fly.load(tmp_path / name).toarray(), want)
+    (tmp_path / 'less.csv').write_text('pre,post\n1,2')
+    with pytest.raises(SystemExit, match='no column weight among pre, post'):
+        fly.load(tmp_path / 'less.csv')
+    with pytest.raises(SystemExit, match=r'\.csv, \.parquet or \.npz'):
+        fly.load(tmp_path / 'edges.txt')
 
 
 def _small(example):
