@@ -147,8 +147,8 @@ class Net(brainstate.nn.Module):
 
     def update(self, x):
         spikes = self.neuron.get_spike()
-        # ES-D-RTRL follows each neuron's own past. Frozen synapses would enter it as the sums of
-        # their columns, of which those of large connectomes make traces grow without bound.
+        # ES-D-RTRL's trace follows the neurons' own past. With the derivative through the frozen
+        # synapses in it, gradients were not finite at 2000 neurons, upstream's neither.
         told = (brainevent.BinaryArray(jax.lax.stop_gradient(spikes)) @ self.connectome
                 + THRESHOLD * self.low_rank(spikes))
         return self.readout(self.neuron((TONIC / MEMBRANE + x @ self.senses + told) * u.mA))
@@ -241,8 +241,9 @@ def main(argv=None):
     train_step, total = steps['traceops'], args.epochs * args.batches
     memory = train_step.compile(*batch).memory_analysis()
     print(f'to come:    {total} batches of {args.batch} trials of {len(batch[0])} ms, about '
-          f'{total * times["traceops"]:.0f} s; {memory.argument_size_in_bytes / 2 ** 20:.3g} MiB '
-          f'of weights, connectome and inputs, {memory.temp_size_in_bytes / 2 ** 20:.3g} MiB more')
+          f'{total * times["traceops"]:.0f} s; {8 * connectome.nnz / 2 ** 20:.3g} MiB of synapses, '
+          f'{memory.argument_size_in_bytes / 2 ** 20:.3g} MiB of what is trained and inputs, '
+          f'{memory.temp_size_in_bytes / 2 ** 20:.3g} MiB while a batch runs')
 
     history = {'loss': [], 'accuracy': []}
     with tqdm(total=total, desc='training', unit='batch') as bar:
@@ -289,9 +290,8 @@ def draw(path, accuracy, times, right, inputs, spikes, classes):
         fig = plt.figure(figsize=(12, 6.8), layout='constrained')
         grid = fig.add_gridspec(1, 2, width_ratios=(1, 1.5), wspace=0.06)
         left = grid[0, 0].subgridspec(3, 1, height_ratios=(1.2, 1.2, 0.5)).subplots()
-        right_of_steps = right.mean(1)
         curve(left[0], accuracy, 'batches', 'Learning: each batch is of new trials')
-        curve(left[1], right_of_steps, 'step (ms)', 'New trials: it still knows (shaded: asked)')
+        curve(left[1], right.mean(1), 'step (ms)', 'New trials: it still knows (shaded: asked)')
         cost(left[2], times)
         axes = grid[0, 1].subgridspec(2, 1, height_ratios=(1, 2.6)).subplots(sharex=True)
         trial(axes, int(np.argmax(right[-1])), inputs, spikes, classes)
@@ -322,8 +322,7 @@ def cost(ax, times):
 
 
 def trial(axes, which, inputs, spikes, classes):
-    """Its input, and the neurons that tell classes apart while they wait, by the class they like.
-    """
+    """Its input, and the neurons that each class drives most, against the others, in the delay."""
     steps, lines = np.nonzero(inputs[:, which])
     axes[0].scatter(steps, lines, s=7, marker='|', linewidths=0.9,
                     c=[COLORS[k] for k in lines // LINES])
@@ -332,15 +331,16 @@ def trial(axes, which, inputs, spikes, classes):
                 ylim=(KINDS * LINES, -1), title=f'A trial of class {classes[which] + 1}')
     waiting = spikes[CUE:-ANSWER].mean(0)
     liked = np.stack([waiting[classes == k].mean(0) for k in range(CLASSES)])
-    best, shown = liked.argmax(0), np.argsort(np.ptp(liked, axis=0))[::-1][:SHOWN]
-    shown = shown[np.argsort(best[shown], kind='stable')]
+    each = min(SHOWN, spikes.shape[-1]) // CLASSES
+    shown = np.concatenate([np.argsort(np.delete(liked, k, axis=0).max(0) - liked[k])[:each]
+                            for k in range(CLASSES)])
     steps, rows = np.nonzero(spikes[:, which][:, shown])
     axes[1].scatter(steps, rows, s=5, marker='|', linewidths=0.9,
-                    c=[COLORS[k] for k in best[shown][rows]])
+                    c=[COLORS[k] for k in rows // each])
     axes[1].set(xlabel='step (ms)', ylabel='neurons', ylim=(len(shown), -1),
                 xlim=(-0.5, len(inputs) - 0.5),
                 title=f'The {len(shown)} of {spikes.shape[-1]} neurons that tell classes apart '
-                      'best in the delay, by class')
+                      'in the delay, by class')
 
 
 if __name__ == '__main__':
