@@ -67,7 +67,7 @@ def test_a_gru_in_memory_that_does_not_grow(run):
 def test_a_connectome_remembers(example, tmp_path, capsys):
     """Spikes occur, and the trained part between the neurons holds the answer."""
     example('fly_brain').main([
-        '--neurons', '200', '--delay', '20', '--epochs', '8', '--no-upstream',
+        '--neurons', '200', '--delay', '20', '--batch', '16', '--no-upstream',
         '--out', str(tmp_path)])
     said = capsys.readouterr().out
     right, chance, cut, spikes = map(float, re.search(
