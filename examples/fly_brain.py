@@ -18,6 +18,7 @@ neuron inhibits), as CSV or Parquet, or a ``scipy.sparse`` matrix, rows presynap
 
 import argparse
 import pathlib
+import sys
 
 import brainevent
 import brainpy
@@ -78,10 +79,15 @@ def load(path):
         try:
             from pyarrow import parquet
         except ImportError:
-            raise SystemExit(f'{path}: Parquet is read by pyarrow (pip install pyarrow); '
-                             'CSV and npz need nothing more') from None
-        names, table = parquet.read_schema(path).names, parquet.read_table
-        edges = {c: np.asarray(table(path, columns=[c])[c]) for c in columns if c in names}
+            raise SystemExit(f'{path}: Parquet is read by pyarrow, which is not installed; run '
+                             f'{sys.executable} -m pip install pyarrow. '
+                             'CSV and npz need nothing more.') from None
+        names = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[c for c in columns if c in names])
+        if empty := [c for c in table.column_names if table[c].null_count]:
+            # numpy would make floats of them, which do not keep the ids
+            raise SystemExit(f'{path}: empty cells in {", ".join(empty)}')
+        edges = {c: np.asarray(table[c]) for c in table.column_names}
     elif path.suffix == '.csv':
         with path.open() as file:
             names = [name.strip().strip('"') for name in file.readline().split(',')]

@@ -109,6 +109,29 @@ def test_a_connectome_from_files(example, tmp_path):
         fly.load(tmp_path / 'edges.txt')
 
 
+def test_a_connectome_in_parquet(example, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet', reason='Parquet is read by pyarrow')
+    import pyarrow
+    ids = 720575940600000000 + np.array([1, 2, 3])
+    edges = {'weight': [4, -3, 1], 'name': list('abc'), 'post': ids[[0, 1, 0]],
+             'pre': ids[[2, 0, 2]]}
+    parquet.write_table(pyarrow.table(edges), tmp_path / 'edges.parquet', row_group_size=2)
+    load = example('fly_brain').load
+    np.testing.assert_array_equal(load(tmp_path / 'edges.parquet').toarray(),
+                                  [[0, -3, 0], [0, 0, 0], [5, 0, 0]])
+    for wrong, said in (({'post': edges['post']}, 'no column pre, weight among post'),
+                        ({**edges, 'pre': [ids[0], None, ids[1]]}, 'empty cells in pre')):
+        parquet.write_table(pyarrow.table(wrong), tmp_path / 'wrong.parquet')
+        with pytest.raises(SystemExit, match=said):
+            load(tmp_path / 'wrong.parquet')
+
+
+def test_parquet_without_pyarrow_says_what_to_run(example, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(SystemExit, match=f'run {re.escape(sys.executable)} -m pip install pyarrow'):
+        example('fly_brain').load(tmp_path / 'edges.parquet')
+
+
 def _small(example):
     """Of two processes: ``(module, options)``."""
     pytest.importorskip('orbax.checkpoint', reason='checkpoints are written by orbax-checkpoint')

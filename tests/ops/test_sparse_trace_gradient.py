@@ -23,10 +23,10 @@ class TestSparseTraceGradientBySample(SparseTraceGradientSuite):
 
 
 @pytest.mark.parametrize('by_sample', [False, True])
-@pytest.mark.parametrize('panel, few', [(2 ** 20, 2 ** 14), (200, 2 ** 14), (200, 16), (1, 7)])
-def test_panels(monkeypatch, panel, few, by_sample):
+@pytest.mark.parametrize('block, few', [(2 ** 20, 2 ** 14), (200, 2 ** 14), (200, 16), (1, 7)])
+def test_column_blocks(monkeypatch, block, few, by_sample):
     """However the dense product is cut, and however few synapses are looked up at a time."""
-    monkeypatch.setattr(cpu, '_PANEL', panel)
+    monkeypatch.setattr(cpu, '_BLOCK', block)
     monkeypatch.setattr(cpu, '_AT_A_TIME', few)
     monkeypatch.setattr(cpu, '_LOOK_UP', 10 ** 9)
     suite = SparseTraceGradientSuite()
@@ -38,7 +38,7 @@ def test_panels(monkeypatch, panel, few, by_sample):
 
 
 def test_a_source_without_synapses(monkeypatch):
-    monkeypatch.setattr(cpu, '_PANEL', 8)
+    monkeypatch.setattr(cpu, '_BLOCK', 8)
     x, delta = draw(1, 3, 2, 9), draw(2, 3, 2, 4)
     sources, targets = jnp.asarray([3, 3, 8], jnp.int32), jnp.asarray([1, 0, 3], jnp.int32)
     close(ops.sparse_trace_gradient(x, delta, sources, targets),
