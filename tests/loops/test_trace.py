@@ -15,6 +15,7 @@ from jax import export
 
 import traceops
 from tests.parity.test_loops import Task, add, fates
+from traceops.host import loops
 
 ORIGINAL = jax.lax.scan
 xs = np.arange(1., 4., dtype=np.float32)
@@ -220,3 +221,33 @@ def test_a_program_is_the_same_text(learner, jitted):
     assert len(lines[0]) > 10
     for a, b in itertools.zip_longest(*lines):
         assert a == b or '0x' in a or 'callback' in a, (a, b)   # addresses of callbacks
+
+
+@pytest.mark.parametrize('init', [0., 0, np.float32(0.), jnp.float32(0.)], ids=repr)
+def test_a_loop_outside_jit_is_looked_at_once_and_compiled_once(learner, monkeypatch, init):
+    looked, compiled = [], []
+    looks = loops.TracedCall
+    monkeypatch.setattr(loops, 'TracedCall', lambda call: (looked.append(1), looks(call))[1])
+
+    def listen(name, seconds, **more):
+        compiled.append('backend_compile' in name)
+
+    def body(c, x):
+        return c + jnp.float32(x), c
+    with traceops.enabled():
+        results = [jax.lax.scan(body, init, xs)]
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            results += [jax.lax.scan(body, init, xs) for _ in range(3)]
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+        assert len(looked) == 1 and not any(compiled)
+        for again in results:
+            np.testing.assert_array_equal(again[1], results[0][1])
+        jax.lax.scan(lambda c, x: (c, None), 0., xs)
+        assert len(looked) == 2
+        # a step may have come into the body since
+        made = braintrace.compile(braintrace.nn.GRUCell(3, 4), braintrace.D_RTRL,
+                                  jnp.zeros((2, 3)), batch_size=2)
+        jax.lax.scan(body, init, xs)
+        assert len(looked) == 3 and made is not None

@@ -102,7 +102,7 @@ def gradient(
             if its is rule:
                 said('window', _said(program, K, twice))
             return out
-        states, carry, total, losses, aux = _by_form(rule, run)
+        states, carry, total, losses, aux = _by_form(rule, run, sequences)
         program_of(rule).store(states)
         rule.store(carry)
     return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
@@ -139,10 +139,14 @@ def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, rea
     """Remember a call for ``explain``, and the lanes that it runs in."""
     if driver is not learner:
         learner._lanes = _lanes_of(learner)
-    given = jax.tree.leaves((sequences, [st.value for st in learner.param_states.values()]))
-    learner._calls.outside_jit += not any(isinstance(a, jax.core.Tracer) for a in given)
+    learner._calls.outside_jit += _is_outside_jit(learner, sequences)
     note(learner, what, upstream.sequence_length(sequences), engine, reason,
          learner._entered_from_zero)
+
+
+def _is_outside_jit(learner: Any, sequences: Any) -> bool:
+    given = jax.tree.leaves((sequences, [st.value for st in learner.param_states.values()]))
+    return not any(isinstance(a, jax.core.Tracer) for a in given)
 
 
 def _lanes_of(learner: Any) -> int:
@@ -303,7 +307,7 @@ def evolve(
             if its is rule:
                 said('window', _said(program, K))
             return states, carry, outputs
-        states, carry, outputs = _by_form(rule, run)
+        states, carry, outputs = _by_form(rule, run, sequences)
         program = program_of(rule)
         program.store(states)
         rule.store(carry)
@@ -343,10 +347,17 @@ def _rule(learner: Any, driver: Any) -> Any:
     return make_rule(learner, driver is not learner, at_once(learner.traceops_settings))
 
 
-def _by_form(rule: Any, run: Callable[[Any], Any]) -> Any:
+def _by_form(rule: Any, run: Callable[[Any], Any], sequences: Any) -> Any:
     """``run`` by the rule in the form of the platform that the program is lowered for."""
-    return by_form(rule.learner.traceops_settings, lambda together: run(
-        rule if together == rule.at_once else type(rule)(rule.learner, rule.lanes, together)))
+    learner = rule.learner
+
+    def in_its_form() -> Any:
+        return by_form(learner.traceops_settings, lambda together: run(
+            rule if together == rule.at_once else type(rule)(learner, rule.lanes, together)))
+
+    if _is_outside_jit(learner, sequences):
+        return learner._programs.call(in_its_form)
+    return in_its_form()
 
 
 _UNJITTED = 'jax.disable_jit() asks for the steps as Python takes them, one by one'

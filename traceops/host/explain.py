@@ -339,9 +339,10 @@ def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
     notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})' for c in calls]
     outside = calls_of.outside_jit if calls_of is not None else 0
     if outside > 1:
-        notes.append(f'{outside} calls were made outside jit, where each traces and compiles its '
-                     'parts again: seconds, where the program itself takes milliseconds. Call it '
-                     'in a function decorated with @brainstate.transform.jit')
+        notes.append(f'{outside} calls were made outside jit, where each is traced again, and '
+                     'compiled if it computes something new: tenths of a second to seconds, where '
+                     'the program itself takes milliseconds. Call it in a function decorated with '
+                     '@brainstate.transform.jit')
     notes += faults.notes(inner, all(r.engine == 'window' for r in rows))
     if jax.default_backend() == 'gpu' and getattr(inner, '_steps', None) is not None \
             and inner._carries_trace:

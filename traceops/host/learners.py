@@ -21,6 +21,7 @@ import braintrace
 import jax
 
 from traceops import config, memory
+from traceops.compiler.outside_jit import Programs
 from traceops.errors import TraceNotCarriedError
 from traceops.host import upstream
 from traceops.host.drive import evolve, gradient
@@ -72,7 +73,7 @@ class FastLearner(_Instead):
                '_update_fn_bwd', 'etrace_grad', 'etrace_evolve')
     attributes = ('traceops_settings', 'traceops_plan', 'traceops_record', '_recorder', '_steps',
                   '_last_call', '_carries_trace', '_trace_is_fresh', '_calls', '_lanes',
-                  '_entered_from_zero', '_needs_trace')
+                  '_entered_from_zero', '_needs_trace', '_programs')
 
     def __init__(self, learner: Any) -> None:
         super().__init__(learner)
@@ -80,7 +81,7 @@ class FastLearner(_Instead):
         vars(learner).update(traceops_plan=None, _recorder=None, _steps=None, _last_call=None,
                              _carries_trace=True, _trace_is_fresh=self.trace_is_fresh,
                              _calls=Calls(), _lanes=1, _entered_from_zero=False,
-                             _needs_trace=self.needs_trace)
+                             _needs_trace=self.needs_trace, _programs=Programs())
 
     def begin(self) -> None:
         """Keep the settings in force, and Jacobian rows apart."""

@@ -19,13 +19,14 @@ from typing import Any
 
 import jax
 
+from traceops.compiler.outside_jit import Programs
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
 from traceops.host.plan import NO_TRACE, why_short
 from traceops.host.relations import event_weights
 from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of
-from traceops.host.steps import loops_are_watched, unwatched
+from traceops.host.steps import is_known_free, loops_are_watched, note_free, unwatched
 from traceops.loops.analysis import Analysis, Learner, owners_in
 from traceops.loops.deferred import DeferredLoop
 from traceops.loops.flat import apply
@@ -89,11 +90,14 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     The original is given what it was given, whatever that is, and traces it; what it traced is
     then run, or the same without traces.
     """
-    if not loops_are_watched() or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    body = args[0] if args else kwargs.get('f')
+    if (not loops_are_watched() or is_known_free(body)
+            or jax.config.jax_disable_jit):  # type: ignore[attr-defined]
         return original(*args, **kwargs)
     call = TracedCall(lambda: original(*args, **kwargs))
     owners = {} if call.equation is None else owners_in(call.closed.jaxpr)
     if not owners:
+        note_free(body)
         return call.run()
     for owner, taken in owners.values():
         belong_to_a_loop(owner, taken)
@@ -121,7 +125,7 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         except Exception as err:
             deferred, learners = None, _refused(learners, err)
             return apply(call.equation, operands)
-        return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *operands)
+        return deferred.programs.evaluate(closed, *operands)
 
     try:
         return call.run() if deferred is None else call.run(instead)
@@ -149,6 +153,7 @@ class _Forms:
     """
 
     settings: Any
+    programs: Programs
     here: DeferredLoop
     elsewhere: DeferredLoop | None
 
@@ -165,7 +170,8 @@ def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis
 
     with unwatched():
         here = at_once(asked)
-        return _Forms(asked, form(here), form(not here) if is_open(asked) else None)
+        return _Forms(asked, analysis.deferred[0].owner._programs, form(here),
+                      form(not here) if is_open(asked) else None)
 
 
 def _either(forms: _Forms, *operands: Any) -> list[Any]:

@@ -25,15 +25,31 @@ from traceops.ops import choice
 from traceops.ops.primitive import OPERATIONS
 from traceops.ops.report import why
 
-__all__ = ['Steps', 'loops_are_watched', 'unwatched']
+__all__ = ['Steps', 'is_known_free', 'loops_are_watched', 'note_free', 'unwatched']
 
 _unwatched: ContextVar[bool] = ContextVar('traceops_unwatched', default=False)
 _made: weakref.WeakSet[Any] = weakref.WeakSet()
+_free: dict[int, weakref.ref[Any]] = {}
 
 
 def loops_are_watched() -> bool:
     """Whether a loop that starts now may be one around a fast learner."""
     return not _unwatched.get() and len(_made) > 0
+
+
+def is_known_free(body: Any) -> bool:
+    """Whether a loop with this very body was traced, since a learner was last made, and had no
+    step in it. What jax has traced of a function it does not trace again either.
+    """
+    ref = _free.get(id(body))
+    return ref is not None and ref() is body
+
+
+def note_free(body: Any) -> None:
+    """Remember that a loop with this body has no step in it, as long as the body lives."""
+    key = id(body)
+    with contextlib.suppress(TypeError):        # not everything can be referred to weakly
+        _free[key] = weakref.ref(body, lambda _: _free.pop(key, None))
 
 
 @contextlib.contextmanager
@@ -69,6 +85,7 @@ class Steps:
         self._functions: dict[Any, Any] = {}
         self._steps: dict[Any, Step] = {}
         _made.add(self)
+        _free.clear()
 
     def update(self, trace: Any, h2w: Any, h2h: Any, weight_vals: Any) -> Any:
         """The trace after this step."""

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
+from jax.extend.core import Literal
 
 from traceops.compiler.jaxpr import interpreted
 from traceops.loops.flat import Flat, flatten
@@ -49,6 +51,14 @@ class TracedLoop:
         return list(operands[:first]), list(operands[first:second]), list(operands[second:])
 
 
+def _number(literal: Any) -> Any:
+    """A Python number as one, and not as jax's traces remember it, by a subclass with a dtype."""
+    value = literal.val
+    kinds = (bool, int, float, complex)
+    kind = next((k for k in kinds if isinstance(value, k)), None)
+    return value if kind is None or isinstance(value, np.generic) else kind(value)
+
+
 def _same_rank(inside: Any, outside: Any) -> bool:
     return len(inside.aval.shape) == len(outside.aval.shape)
 
@@ -80,12 +90,20 @@ class TracedCall:
 
     def run(self, loop: Callable[..., Sequence[Any]] | None = None) -> Any:
         """The result; of ``loop`` in the place of the original, ``(*operands) -> results``."""
+        def instead(eqn: Any, read: Callable[[Any], Any]) -> Sequence[Any] | None:
+            if eqn is not self.equation:
+                return None
+            if loop is not None:
+                return loop(*map(read, eqn.invars))
+            # bound as jax binds it: in another context, or of other operands, it would be a
+            # program of its own, and the next call of the same loop would compile again
+            params: dict[str, Any] = eqn.primitive.get_bind_params(eqn.params)
+            operands = [_number(v) if isinstance(v, Literal) else read(v) for v in eqn.invars]
+            return list(eqn.primitive.bind(*operands, **params))
+
         jaxpr, consts = self.closed.jaxpr, self.closed.consts
-        if loop is None:
-            computed = iter(jax.core.eval_jaxpr(jaxpr, consts))
-        else:
-            computed = iter(interpreted(
-                jaxpr, consts, (), jaxpr.eqns, lambda eqn, read: loop(*map(read, eqn.invars))
-                if eqn is self.equation else None))
+        computed = iter(
+            jax.core.eval_jaxpr(jaxpr, consts) if self.equation is None else
+            interpreted(jaxpr, consts, (), jaxpr.eqns, instead))
         return self._tree.unflatten(
             [next(computed) if a is None else a for a in self._given])
