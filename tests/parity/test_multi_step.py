@@ -139,5 +139,5 @@ def test_several_steps_a_call_are_upstreams(float64, rule):
 
 def test_a_filtered_trace_says_why_not(float64):
     ours = start(traceops.compile, NETS['vanilla'], 'eprop', T, **MULTI)
-    assert "vjp_method='single-step'" in traceops.explain(ours.learner).rows[0].reason
+    assert "vjp_method='single-step'" in traceops.explain(ours.learner).rows[0].instead
     assert jnp.isfinite(ours.grad()[1]).all()

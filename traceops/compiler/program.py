@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from traceops import reasons
 from traceops.compiler.constants import taken_out
 from traceops.compiler.jaxpr import (
     CALLBACKS,
@@ -29,12 +30,17 @@ from traceops.compiler.shared_signal import SharedSignal, shared_signals
 from traceops.compiler.simulation import Simulate, advance, blocks_of, simulate, simulated
 from traceops.compiler.trace import Traced, places_of, trace
 from traceops.compiler.types import typed
+from traceops.reasons import Reason
 
 __all__ = ['Fold', 'StepProgram', 'UnknownEffectError', 'trace_step', 'traced_step']
 
 
 class UnknownEffectError(Exception):
     """A step does something that a loop over windows cannot do as often and in order."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +370,7 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
 def _check_effects(jaxpr: Any) -> None:
     for name in (name for eqn in jaxpr.eqns for name in effects_of(eqn)):
         if name not in CALLBACKS:
-            raise UnknownEffectError(f'`{name}` has an effect that only the original loop can have')
+            raise UnknownEffectError(reasons.EFFECT(name=name))
 
 
 def _bytes(variables: Iterable[Any]) -> int:

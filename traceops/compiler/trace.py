@@ -12,6 +12,7 @@ import brainstate
 import jax
 import jax.numpy as jnp
 
+from traceops import reasons
 from traceops.compiler.types import CarryTypeError
 
 __all__ = ['Traced', 'places_of', 'trace']
@@ -59,7 +60,7 @@ def trace(step: Callable[..., Any], slices: Any, kept: Sequence[Any]) -> Traced:
 
 
 def _changes(before: Any, after: Any) -> CarryTypeError:
-    return CarryTypeError(f'a state enters a step as {before} and leaves it as {after}')
+    return CarryTypeError(reasons.CARRY_TYPE(before=before, after=after))
 
 
 def _promoted(value: Any, before: Any, after: Any) -> Any:

@@ -9,11 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceops.reasons import Reason
+
 __all__ = ['CarryTypeError', 'typed']
 
 
 class CarryTypeError(TypeError):
     """A value that is carried from step to step changes its type on the way."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def typed(value: Any, like: Any) -> Any:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import saiunit as u
 
+from traceops import reasons
 from traceops.compiler.column_blocks import describe
 from traceops.compiler.program import (
     Fold,
@@ -26,12 +27,13 @@ from traceops.compiler.types import CarryTypeError, typed
 from traceops.engine.windows import choose_window, run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, simulator_of
-from traceops.host.plan import NO_TRACE, why_short, why_small
+from traceops.host.plan import why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import with_every_step
 from traceops.host.rules import make_rule
 from traceops.host.seen import note
 from traceops.host.types import types_of_total
+from traceops.reasons import Reason
 
 __all__ = ['evolve', 'gradient']
 
@@ -58,7 +60,7 @@ def gradient(
     """
     said = functools.partial(_note, learner, driver, 'etrace_grad', sequences)
 
-    def as_upstream(reason: str) -> Any:
+    def as_upstream(reason: Reason) -> Any:
         said('per-step', reason)
         return upstream_way(
             *sequences, step_fn=step_fn, mask=mask, chunk_size=chunk_size, weights=weights,
@@ -72,9 +74,9 @@ def gradient(
     length = upstream.sequence_length(sequences)
     mask_ = upstream.check_mask(mask, length)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
-        return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+        return as_upstream(learner.traceops_plan.reason or reasons.CHUNKS())
     if _unjitted(learner):
-        return as_upstream(_UNJITTED)
+        return as_upstream(reasons.UNJITTED())
     _check_states(learner, driver)
     weights = driver._seq_param_states if weights is None else weights
     rule = _rule(learner, driver)
@@ -88,12 +90,12 @@ def gradient(
             learner, _gradient_step(learner, step_fn, weights, has_aux), xs, rule,
             lambda rule: {'invariant': recorder.invariant, 'in_loop': rule.in_loop},
             tuple(recorder.ports.values()))
-        if isinstance(program_of, str):
+        if isinstance(program_of, Reason):
             return as_upstream(program_of)
         try:
             types = _types(learner, program_of(rule), weights, rule)
         except CarryTypeError as err:
-            return as_upstream(str(err))
+            return as_upstream(err.reason)
 
         def run(its: Any) -> Any:
             program = program_of(its)
@@ -110,7 +112,7 @@ def gradient(
 
 def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
              options_of: Callable[[Any], dict[str, Any]], constants: Any = (),
-             ) -> Callable[[Any], StepProgram] | str:
+             ) -> Callable[[Any], StepProgram] | Reason:
     """Of a rule, the step as a program in its form, traced once; or why it is upstream's to take.
 
     ``options_of``: of a rule, other arguments of :func:`trace_step`.
@@ -129,7 +131,7 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
             traced = traced_step(step, xs, (*tape, *constants))
         program = program_of(rule)
     except (UnknownEffectError, CarryTypeError) as err:
-        return str(err)
+        return err.reason
     if program.count != 1 or learner._recorder.several_steps:
         return _not_a_step(learner, program)
     return program_of
@@ -197,7 +199,7 @@ def _types(learner: Any, program: StepProgram, weights: Any, rule: Any) -> Any:
     try:
         return types_of_total(learner, program, values, _names_of(learner, weights, rule.paths))
     except TypeError as err:
-        raise CarryTypeError(f'what is added up changes its type in the loop: {err}') from err
+        raise CarryTypeError(reasons.SUM_TYPE(error=err)) from err
 
 
 def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, types: Any,
@@ -261,7 +263,7 @@ def evolve(
     """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
     said = functools.partial(_note, learner, driver, 'etrace_evolve', sequences)
 
-    def as_upstream(reason: str) -> Any:
+    def as_upstream(reason: Reason) -> Any:
         said('per-step', reason)
         return upstream_way(*sequences, step_fn=step_fn, chunk_size=chunk_size,
                             return_outputs=return_outputs)
@@ -271,12 +273,12 @@ def evolve(
     learner._entered_from_zero = learner._trace_is_fresh()
     length = upstream.sequence_length(sequences)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
-        return as_upstream(learner.traceops_plan.reason or 'chunk_size asks for upstream windows')
+        return as_upstream(learner.traceops_plan.reason or reasons.CHUNKS())
     if _unjitted(learner):
-        return as_upstream(_UNJITTED)
+        return as_upstream(reasons.UNJITTED())
     _check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
-        return as_upstream(NO_TRACE)
+        return as_upstream(reasons.NO_TRACE())
     rule = _rule(learner, driver)
     per_step = _worth_a_step(learner, rule, length)
     if per_step:
@@ -290,7 +292,7 @@ def evolve(
 
     with learner._recorder.apart():
         program_of = _program(learner, step, (sequences,), rule, lambda _: {})
-        if isinstance(program_of, str):
+        if isinstance(program_of, Reason):
             return as_upstream(program_of)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
 
@@ -360,34 +362,30 @@ def _by_form(rule: Any, run: Callable[[Any], Any], sequences: Any) -> Any:
     return in_its_form()
 
 
-_UNJITTED = 'jax.disable_jit() asks for the steps as Python takes them, one by one'
-
-
 def _unjitted(learner: Any) -> bool:
     """Whether each step is to be run as it is written (and there is a trace to run it with)."""
     return bool(jax.config.jax_disable_jit) and learner._carries_trace  # type: ignore[attr-defined]
 
 
-def _worth_a_step(learner: Any, rule: Any, length: int) -> str | None:
+def _worth_a_step(learner: Any, rule: Any, length: int) -> Reason | None:
     """Why upstream's step is the faster way, if it is."""
     if rule.factorised:
         return why_short(learner, rule.lanes, length)
     if not learner._carries_trace:
         return None
     if length == 1 and rule.initial():
-        return "a sequence of one step: upstream's fused update passes over the trace once"
+        return reasons.ONE_STEP()
     return why_small(learner, rule.lanes, length)
 
 
-def _not_a_step(learner: Any, program: StepProgram) -> str:
+def _not_a_step(learner: Any, program: StepProgram) -> Reason:
     """Why a call of ``step_fn`` is not one step of the learner."""
     count = program.count
     if learner._recorder.several_steps:
-        return 'step_fn gives the learner MultiStepData, several steps at once; pass single steps'
+        return reasons.SEVERAL_STEPS()
     if count is None:
-        return ('step_fn calls the learner inside an inner jit, scan or branch, where its calls '
-                'cannot be counted; call it directly in step_fn')
-    return f'step_fn calls the learner {count} times a step; the window needs exactly one call'
+        return reasons.NOT_COUNTED()
+    return reasons.CALLS(count=count)
 
 
 def _windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:

@@ -6,7 +6,7 @@ faster."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import brainstate
@@ -14,7 +14,7 @@ import jax
 import saiunit as u
 from rich.table import Table
 
-from traceops import ops
+from traceops import ops, reasons
 from traceops.compiler.column_blocks import describe
 from traceops.host import devices, faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
@@ -22,6 +22,7 @@ from traceops.host.plan import at_once
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.host.rules import make_rule
 from traceops.host.transforms import is_transformed
+from traceops.reasons import instead_of
 from traceops.text import render
 
 __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
@@ -33,7 +34,8 @@ class Row:
 
     ``trace_bytes`` is the trace that upstream reads and writes at every step for this pair, of all
     lanes; ``kept_bytes`` what the learner keeps of it between calls. ``used`` is what happened so
-    far: what was called, and which engine served it.
+    far: what was called, and which engine served it. ``instead`` is what to write instead, where
+    there is a ``reason``.
     """
 
     parameter: str
@@ -49,6 +51,7 @@ class Row:
     trace_bytes: int
     kept_bytes: int
     used: str = ''
+    instead: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +79,18 @@ class Explanation:
         for r in self.rows:
             table.add_row(r.parameter, r.primitive, _shape(r.x_shape), _shape(r.y_shape),
                           str(r.group), str(r.states), r.rule, _engine_text(r), r.backend,
-                          f'{_mib(r.kept_bytes)} of {_mib(r.trace_bytes)}')
-        lines = [render(table).rstrip()]
-        lines += [f'- {r}' for r in dict.fromkeys(row.reason for row in self.rows) if r]
+                          f'{_size(r.kept_bytes)} of {_size(r.trace_bytes)}')
+        lines = [render(table).rstrip(), *_reasons((r.reason, r.instead) for r in self.rows)]
         lines += [f'- {note}' for note in self.notes]
-        lines.append(f'trace memory not kept: {_mib(self.saved_bytes)}')
+        if self.saved_bytes:
+            lines.append(f'trace memory not kept: {_size(self.saved_bytes)}')
         return '\n'.join(lines)
+
+
+def _reasons(given: Iterable[tuple[str, str]]) -> list[str]:
+    """Reasons, each once, with what to write instead."""
+    return [f'- {reason}' + f'\n  instead: {instead}' * bool(instead)
+            for reason, instead in dict.fromkeys(given) if reason]
 
 
 def _engine_text(row: Row) -> str:
@@ -94,8 +103,9 @@ def _shape(shape: tuple[int, ...]) -> str:
     return 'x'.join(map(str, shape)) or '-'
 
 
-def _mib(n: int) -> str:
-    return f'{n / 2 ** 20:.2f} MiB'
+def _size(n: int) -> str:
+    unit = 2 if n >= 2 ** 20 else int(n >= 2 ** 10)
+    return f'{n / 2 ** (10 * unit):.{2 if unit else 0}f} {("B", "KiB", "MiB")[unit]}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +117,10 @@ class LoopsExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, JSON-ready."""
-        return {'loops': [dataclasses.asdict(loop) for loop in self.loops],
-                'calls': [dataclasses.asdict(call) for call in self.calls]}
+        return {'loops': [{**dataclasses.asdict(loop), 'instead': dict(_declined(loop))}
+                          for loop in self.loops],
+                'calls': [{**dataclasses.asdict(call), 'instead': call.instead}
+                          for call in self.calls]}
 
     def __str__(self) -> str:
         if not self.loops and not self.calls:
@@ -126,12 +138,8 @@ class LoopsExplanation:
         for call in self.calls:
             table.add_row(call.where, call.what, call.learner, str(call.steps), call.engine,
                           call.reason)
-        lines = [render(table).rstrip()]
-        if any(call.what == seen.BY_HAND for call in self.calls):
-            lines.append('- a step by hand is as fast as upstream. Many in a row are faster as one '
-                         'call, learner.etrace_grad(xs, ys, step_fn=...), or in a '
-                         'brainstate.transform.scan whose body adds the gradients up.')
-        return '\n'.join(lines)
+        return '\n'.join([render(table).rstrip(), *_reasons(
+            (call.reason, call.instead) for call in self.calls if call.instead)])
 
     def _loops(self) -> str:
         table = Table(title='traceops: loops over time', title_justify='left')
@@ -139,11 +147,11 @@ class LoopsExplanation:
             table.add_column(name, overflow='fold')
         for loop in self.loops:
             for learner in loop.deferred:
-                table.add_row(loop.where, str(loop.steps), learner, _how_often(loop),
+                table.add_row(loop.where, str(loop.steps), learner, loop.how_often,
                               'the loop only adds them up')
             for learner, reason in loop.forward:
                 table.add_row(loop.where, str(loop.steps), learner, 'none is taken', reason or
-                              f'its trace is formed {_how_often(loop)}')
+                              f'its trace is formed {loop.how_often}')
             for learner, reason in loop.kept:
                 table.add_row(loop.where, str(loop.steps), learner, 'at every step', reason)
         lines = [render(table).rstrip()]
@@ -151,8 +159,8 @@ class LoopsExplanation:
             lines.append('- formed after the steps: no trace is rolled inside the loop; it keeps '
                          'the factors of each step instead. What the loop returns is the same.')
         if any(loop.kept for loop in self.loops):
-            lines.append('- at every step: the loop runs as it is written. If it only added the '
-                         'gradients up (norms, clipping and updates after it), they could wait.')
+            lines.append('- at every step: the loop runs as it is written.')
+        lines += _reasons(one for loop in self.loops for one in _declined(loop))
         lines += [f'- {loop.where}: {said}' for loop in self.loops
                   for said in (*describe(loop.block_products), *loop.simulation,
                                *_of_events(loop.events))]
@@ -164,9 +172,9 @@ def _of_events(names: Sequence[str]) -> list[str]:
             'gradient is the sum over those'] if names else []
 
 
-def _how_often(loop: loops.Loop) -> str:
-    return 'once, after the loop' if loop.window == loop.steps \
-        else f'once every {loop.window} steps'
+def _declined(loop: loops.Loop) -> list[tuple[str, str]]:
+    """Why learners of a loop run as they are written, and what to write instead."""
+    return [(reason, instead_of(reason)) for _, reason in (*loop.kept, *loop.forward) if reason]
 
 
 def explain(subject: Any = None, *args: Any, **kwargs: Any) -> Explanation | LoopsExplanation:
@@ -239,12 +247,10 @@ def _explain_learner(learner: Any, inner: Any) -> Explanation:
 def _engine(learner: Any, inner: Any) -> tuple[str, str]:
     if not is_fast(inner):
         if not isinstance(inner, (upstream.ParamDimVjpAlgorithm, upstream.IODimVjpAlgorithm)):
-            return 'upstream', f'{type(inner).__name__} has an engine of its own'
-        return 'upstream', ('made before traceops.install(); make it after, or with '
-                            'traceops.compile(...)')
+            return 'upstream', reasons.OWN_ENGINE(learner=type(inner).__name__)
+        return 'upstream', reasons.MADE_BEFORE()
     if isinstance(learner, upstream.ETraceVmap) and not is_fast(learner):
-        return 'per-step', ('the vmapped wrapper was made outside traceops; use '
-                            'traceops.compile(..., vmap=True)')
+        return 'per-step', reasons.MADE_OUTSIDE()
     if not inner.traceops_plan.windowed:
         return 'upstream', inner.traceops_plan.reason
     calls = tuple(inner._calls)
@@ -284,8 +290,7 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str,
     carried = not is_fast(inner) or inner._carries_trace
     if engine == 'window' and not factorised and carried and not view.has_closed_form(inner):
         cause = 'is transformed' if is_transformed(rel) else f'is read by {rel.primitive.name}'
-        reason = (f'`{parameter}` {cause}: there is no closed form of its trace over a window, '
-                  f'so the trace that leaves a call takes a pass a step')
+        reason = reasons.NO_CLOSED_FORM(parameter=parameter, cause=cause)
     backend = 'upstream'
     if engine == 'window':
         decision = _backend(inner, factorised, group)
@@ -297,7 +302,7 @@ def _row(inner: Any, view: RelationView, group: Any, engine: str, reason: str,
         x_shape=x_shape, y_shape=view.y_shape, group=group.index, states=group.num_state,
         rule=type(inner).__name__, engine=engine,
         backend=backend, reason=reason, trace_bytes=full, kept_bytes=full if carried else 0,
-        used=_used(inner))
+        used=_used(inner), instead=instead_of(reason))
 
 
 def _backend(inner: Any, factorised: bool, group: Any) -> ops.Decision:
@@ -330,13 +335,16 @@ def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
     settings = getattr(inner, 'traceops_settings', None)
     calls_of: seen.Calls | None = getattr(inner, '_calls', None)
     calls = tuple(calls_of or ())
-    if settings is not None:
-        bound = make_rule(inner, lanes, at_once(settings)).bound \
-            if inner.traceops_plan.windowed else _mib(settings.memory_budget)
+    if settings is not None and any(r.engine == 'window' for r in rows):
+        bound = make_rule(inner, lanes, at_once(settings)).bound
         window = settings.window or f'chosen within {bound}'
-        notes.append(f'window: {window}; precision {settings.precision}; '
-                     f'carry_trace={settings.carry_trace}')
-    notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})' for c in calls]
+        carried = f'; carry_trace={settings.carry_trace}' if isinstance(
+            inner, upstream.ParamDimVjpAlgorithm) else ''       # the only ones that it acts on
+        notes.append(f'window: {window}; precision {settings.precision}{carried}')
+    told = {r.reason for r in rows}
+    notes += [f'{c.what} in {c.where}, steps: {c.steps}; {c.engine} ({c.reason})'
+              + f'\n  instead: {c.instead}' * bool(c.instead and c.reason not in told)
+              for c in calls]
     outside = calls_of.outside_jit if calls_of is not None else 0
     if outside > 1:
         notes.append(f'{outside} calls were made outside jit, where each is traced again, and '
@@ -350,7 +358,7 @@ def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
     if any(r.engine == 'window' for r in rows):
         notes += _of_events(event_weights(inner))
     if _trace_is_in_the_way(inner, rows, calls):
-        notes.append(f'the carried trace ({_mib(sum(r.kept_bytes for r in rows))}) dominates '
+        notes.append(f'the carried trace ({_size(sum(r.kept_bytes for r in rows))}) dominates '
                      f'memory; every call so far was an etrace_grad from a zero trace. If all are, '
                      f'make the learner with traceops.configured(carry_trace=False): the gradients '
                      f'are the same, and no trace is allocated')

@@ -20,7 +20,7 @@ import brainstate
 import braintrace
 import jax
 
-from traceops import config, memory
+from traceops import config, memory, reasons
 from traceops.compiler.outside_jit import Programs
 from traceops.errors import TraceNotCarriedError
 from traceops.host import upstream
@@ -205,7 +205,7 @@ class FastLearner(_Instead):
         if not self._recording:         # before any state is touched
             self.needs_trace('a step by hand, learner(x),')
             if self.one.traceops_plan is not None and loops_are_watched() and not is_in_a_loop():
-                note(self.one, BY_HAND, 1, 'per-step', "one step: its program is upstream's")
+                note(self.one, BY_HAND, 1, 'per-step', reasons.BY_HAND())
         return self.original('_update_impl')(*args)
 
     def needs_trace(self, what: str) -> None:

@@ -19,18 +19,20 @@ from typing import Any
 
 import jax
 
+from traceops import reasons
 from traceops.compiler.outside_jit import Programs
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
-from traceops.host.plan import NO_TRACE, why_short
+from traceops.host.plan import why_short
 from traceops.host.relations import event_weights
-from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of
+from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of, note_loop
 from traceops.host.steps import is_known_free, loops_are_watched, note_free, unwatched
 from traceops.loops.analysis import Analysis, Learner, owners_in
 from traceops.loops.deferred import DeferredLoop
 from traceops.loops.flat import apply
 from traceops.loops.trace import TracedCall, TracedLoop
+from traceops.reasons import Reason
 
 __all__ = ['Loop', 'known', 'scan', 'watching']
 
@@ -72,6 +74,12 @@ class Loop:
     forward: tuple[tuple[str, str], ...] = ()
     simulation: tuple[str, ...] = ()
 
+    @property
+    def how_often(self) -> str:
+        """How often gradients that wait are formed, in words."""
+        return 'once, after the loop' if self.window == self.steps \
+            else f'once every {self.window} steps'
+
 
 watching: ContextVar[list[Loop] | None] = ContextVar('traceops_watching', default=None)
 _known: dict[Loop, None] = {}
@@ -101,7 +109,8 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return call.run()
     for owner, taken in owners.values():
         belong_to_a_loop(owner, taken)
-    learners: Sequence[Learner] = ()
+    learners: Sequence[Learner] = [
+        Learner(owner, reasons.LOOP_OF_ONE()) for owner, _ in owners.values()]
     loop, deferred = None, None
     try:
         loop = TracedLoop(call.equation)
@@ -109,7 +118,7 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             analysis = Analysis(loop.flat, loop.carries)
             analysis.learners = learners = [
                 dataclasses.replace(one, reason=one.reason or _why_rolled(one) or why_short(
-                    one.owner, one.lanes, loop.steps) or '') for one in analysis.learners]
+                    one.owner, one.lanes, loop.steps)) for one in analysis.learners]
             if analysis.deferred:
                 deferred = _deferred(original, loop, analysis)
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
@@ -134,16 +143,16 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             _report(learners, loop.steps, deferred)
 
 
-def _why_rolled(one: Learner) -> str | None:
+def _why_rolled(one: Learner) -> Reason | None:
     """Why a trace that no gradient reads is rolled at every step, if it is."""
-    return NO_TRACE if one.forward and isinstance(
+    return reasons.NO_TRACE() if one.forward and isinstance(
         one.owner, upstream.IODimVjpAlgorithm) else None
 
 
 def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
     """None of the gradients waits, for an error that nobody foresaw."""
-    return [dataclasses.replace(one, reason=one.reason or f'{type(err).__name__}: {err}')
-            for one in learners]
+    why = reasons.UNFORESEEN(error=f'{type(err).__name__}: {err}')
+    return [dataclasses.replace(one, reason=one.reason or why) for one in learners]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +204,9 @@ def _report(learners: Sequence[Learner], steps: int, forms: _Forms | None) -> No
                    if one.reason and not one.forward),
         events=tuple(dict.fromkeys(
             name for one in waiting for name in event_weights(one.owner))),
-        forward=tuple((name_of(one.owner), one.reason) for one in learners if one.forward))
+        forward=tuple((name_of(one.owner), one.reason or '') for one in learners if one.forward))
+    for one in learners:
+        note_loop(one.owner, loop.where, steps, one.reason, loop.how_often)
     _known.pop(loop, None)
     _known[loop] = None
     if len(_known) > _MOST:

@@ -10,12 +10,14 @@ from typing import Any
 
 import jax
 
+from traceops import reasons
 from traceops.host import upstream
 from traceops.host.forms import at_once
 from traceops.host.relations import RelationView, relation_views, weight_bytes
+from traceops.reasons import Reason
 
-__all__ = ['NO_TRACE', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'WIDE', 'Plan',
-           'make_plan', 'why_short', 'why_small']
+__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'WIDE', 'Plan', 'make_plan',
+           'why_short', 'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
 #: state a position, and of more), and bytes of weights above which it is for two steps; for one it
@@ -42,7 +44,7 @@ class Plan:
     """The engine of a learner: ``'window'`` or ``'upstream'`` with the reason."""
 
     engine: str
-    reason: str = ''
+    reason: Reason | None = None
 
     @property
     def windowed(self) -> bool:
@@ -55,7 +57,7 @@ def make_plan(learner: Any) -> Plan:
     return Plan('upstream', reason) if reason else Plan('window')
 
 
-def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
+def why_short(learner: Any, lanes: bool, steps: int) -> Reason | None:
     """Why upstream's ES-D-RTRL is as fast for so few steps, if it is.
 
     What a window costs beside its steps is then as much as it saves; not with lanes (on jax 0.10
@@ -69,11 +71,10 @@ def why_short(learner: Any, lanes: bool, steps: int) -> str | None:
             or not isinstance(learner, upstream.IODimVjpAlgorithm)
             or _window_is_better(learner, lanes)):
         return None
-    return (f"a sequence of {steps} steps: upstream's step is as fast for one, and for less than "
-            f'{short} of a small net; {_ASKING}')
+    return reasons.FEW_STEPS(steps=steps, short=short)
 
 
-def _why_wide(learner: Any, lanes: bool, steps: int) -> str | None:
+def _why_wide(learner: Any, lanes: bool, steps: int) -> Reason | None:
     """Why upstream's ES-D-RTRL is as fast for a batch so large beside its weights, if it is.
 
     A window saves a gradient written at every step, and writes a record instead.
@@ -85,12 +86,11 @@ def _why_wide(learner: Any, lanes: bool, steps: int) -> str | None:
         v.y_shape, *((v.relation.x_var.aval.shape,) if v.has_input else ())))
     if 4 * record <= WIDE * weight_bytes(learner):
         return None
-    return (f'a batch so large that a step has {4 * record / 2 ** 10:.0f} KiB to record, and the '
-            f'weights are {weight_bytes(learner) / 2 ** 10:.0f} KiB: upstream\'s step is as fast; '
-            f'{_ASKING}')
+    return reasons.LARGE_BATCH(record=4 * record / 2 ** 10,
+                               weights=weight_bytes(learner) / 2 ** 10)
 
 
-def why_small(learner: Any, lanes: bool, steps: int) -> str | None:
+def why_small(learner: Any, lanes: bool, steps: int) -> Reason | None:
     """Why upstream's D-RTRL is as fast for so few steps with so small a trace, if it is."""
     if (steps not in SMALL_TRACE or not _one_state(learner)
             or _window_is_better(learner, lanes)):
@@ -99,14 +99,7 @@ def why_small(learner: Any, lanes: bool, steps: int) -> str | None:
                for leaf in jax.tree.leaves(st.value))
     if size > SMALL_TRACE[steps]:
         return None
-    return (f"a sequence of {steps} steps and a trace of {size / 2 ** 10:.0f} KiB: upstream's step "
-            f'is as fast; {_ASKING}')
-
-
-#: Of the factorised rule, where no gradient is taken.
-NO_TRACE = 'no trace of the size of the weights is rolled'
-
-_ASKING = 'traceops.configure(window=...) asks for the window'
+    return reasons.SMALL_TRACE(steps=steps, size=size / 2 ** 10)
 
 
 def _window_is_better(learner: Any, lanes: bool) -> bool:
@@ -119,56 +112,53 @@ def _one_state(learner: Any) -> bool:
     return all(g.num_state == 1 for g in learner.graph.hidden_groups)
 
 
-def _rule_reason(learner: Any) -> str | None:
+def _rule_reason(learner: Any) -> Reason | None:
     config = learner.config
     if upstream.pairs_with_the_step_before(learner) and config.trace_filter == 'kappa':
-        return ("vjp_method='multi-step' with a kappa filter low-passes the trace of the step "
-                "before; make the learner with vjp_method='single-step'")
+        return reasons.KAPPA_BEFORE()
     if config.learning_signal == 'bootstrapped':
-        return "learning_signal='bootstrapped' injects a cotangent at the end of each step"
+        return reasons.BOOTSTRAPPED()
     if config.recurrence_scope == 'sparse_n':
-        return "recurrence_scope='sparse_n' widens the trace over neighbouring positions"
+        return reasons.SPARSE_N()
     if getattr(learner, 'trace_dtype', None) is not None:
-        return (f'trace_dtype={learner.trace_dtype!r} rounds the trace at every step, and the '
-                f'window stores no trace to round; leave trace_dtype=None for the window')
+        return reasons.TRACE_DTYPE(dtype=learner.trace_dtype)
     return None
 
 
-def _override_reason(learner: Any) -> str | None:
+def _override_reason(learner: Any) -> Reason | None:
     replaced = learner._traceops.replaced
     for name in _REPLACED:
         if vars(learner).get(name) is not replaced.get(name):
-            return f'this learner has a {name} of its own'
+            return reasons.OWN_METHOD(name=name)
         owner = next(c for c in type(learner).__mro__ if name in vars(c))
         if not owner.__module__.startswith('braintrace'):
-            return f'{owner.__name__} overrides {name}'
+            return reasons.OVERRIDES(owner=owner.__name__, name=name)
     return None
 
 
-def _graph_reason(learner: Any) -> str | None:
+def _graph_reason(learner: Any) -> Reason | None:
     graph = learner.graph
     if any(g.descent is not None for g in graph.hidden_groups) or any(
             r.control_flow_context is not None for r in graph.hidden_param_op_relations):
-        return 'a relation or hidden state lives inside a scan of the model (scan descent)'
+        return reasons.SCAN_INSIDE()
     for group in graph.hidden_groups:
         for path, a, b in zip(group.hidden_paths, group.hidden_invars, group.hidden_outvars,
                               strict=True):
             if a.aval.dtype != b.aval.dtype:
-                return (f'hidden state {".".join(map(str, path))} is {a.aval.dtype} and a step '
-                        f'leaves it as {b.aval.dtype}')
+                return reasons.STATE_DTYPE(path='.'.join(map(str, path)), before=str(a.aval.dtype),
+                                           after=str(b.aval.dtype))
     if not graph.hidden_param_op_relations:
-        return 'no parameter is routed through an ETP op'
+        return reasons.NO_OP()
     if isinstance(learner, upstream.ParamDimVjpAlgorithm):
         for relation in graph.hidden_param_op_relations:
             shared = upstream.shared_axis(relation)
             if shared:
-                return (f'{relation.eqn_params["equation"]!r} shares axis {shared!r}: its trace '
-                        f'keeps one slot for many positions, which has no adjoint')
+                return reasons.SHARED_AXIS(equation=relation.eqn_params['equation'], shared=shared)
     for view in relation_views(learner):
         for group in view.relation.hidden_groups:
             if not _fits(view, group):
-                return (f'{view.relation.primitive.name} writes {view.y_shape} into a hidden '
-                        f'group of shape {tuple(group.varshape)}')
+                return reasons.POSITIONS(op=view.relation.primitive.name, y_shape=view.y_shape,
+                                         group=tuple(group.varshape))
     return None
 
 

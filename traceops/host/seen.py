@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ['BY_HAND', 'Call', 'Calls', 'belong_to_a_loop', 'caller', 'in_a_loop', 'is_in_a_loop',
-           'known', 'name_of', 'note', 'watching']
+from traceops.reasons import Reason, instead_of
 
-BY_HAND = 'a step by hand'
+__all__ = ['BY_HAND', 'LOOP', 'Call', 'Calls', 'belong_to_a_loop', 'caller', 'in_a_loop',
+           'is_in_a_loop', 'known', 'name_of', 'note', 'note_loop', 'watching']
+
+BY_HAND, LOOP = 'a step by hand', 'a loop by hand'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Call:
     where : str
         File, line and function that made it.
     what : str
-        ``'etrace_grad'``, ``'etrace_evolve'`` or ``'a step by hand'``.
+        ``'etrace_grad'``, ``'etrace_evolve'``, ``'a step by hand'`` or, among the calls of a
+        learner, ``'a loop by hand'``.
     learner : str
     steps : int
     engine : str
@@ -44,6 +47,11 @@ class Call:
     engine: str
     reason: str
     from_zero: bool = False
+
+    @property
+    def instead(self) -> str:
+        """What to write instead, where it is not a window; else empty."""
+        return instead_of(self.reason)
 
 
 watching: ContextVar[list[Call] | None] = ContextVar('traceops_watching_calls', default=None)
@@ -72,6 +80,14 @@ def note(learner: Any, what: str, steps: int, engine: str, reason: str,
     seen = watching.get()
     if seen is not None:
         seen.append(call)
+
+
+def note_loop(learner: Any, where: str, steps: int, reason: Reason | None,
+              how_often: str) -> None:
+    """Remember a loop around a learner, of the learner alone: loops have a list of their own."""
+    _remember(learner._calls.book, Call(
+        where, LOOP, name_of(learner), steps, 'per-step' if reason else 'window',
+        reason or how_often))
 
 
 def belong_to_a_loop(learner: Any, steps: int) -> None:

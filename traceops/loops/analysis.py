@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from traceops import reasons
 from traceops.compiler.jaxpr import CALLBACKS, effects_of
 from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, step_of
 from traceops.loops.flat import Constant, Flat, Node, Value
+from traceops.reasons import Reason
 
 __all__ = ['NOWHERE', 'SUMS', 'Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
 
@@ -33,6 +35,8 @@ SUMS = frozenset(('add', 'add_any', 'sub'))
 _PER_LANE = frozenset('convert_element_type copy copy_p neg stop_gradient'.split())
 #: Factors of a step: ``('mul' or 'div', value)``, each a scalar or one number per lane.
 Scale = tuple[tuple[str, Value], ...]
+#: A reason, once it is known what for: ``(what=...)``.
+_Block = Callable[..., Reason]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Learner:
 
     Attributes
     ----------
-    reason : str
-        Why its gradients cannot wait; empty: they can.
+    reason : Reason or None
+        Why its gradients cannot wait; ``None``: they can.
     trace, filters : tuple of int
         Carries that hold the trace and its filters.
     forward : bool
@@ -71,7 +75,7 @@ class Learner:
     """
 
     owner: Any
-    reason: str = ''
+    reason: Reason | None = None
     update: Node | None = None
     lanes: bool = False
     trace: tuple[int, ...] = ()
@@ -82,6 +86,10 @@ class Learner:
 
 class _Refused(Exception):
     """The loop has to do something that cannot wait."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def owners_in(jaxpr: Any) -> dict[int, tuple[Any, int]]:
@@ -128,7 +136,7 @@ class Analysis:
                 self.uses.setdefault(v, []).append(node)
         self.results = set(flat.outputs)
         self.flows: dict[Value, _Flows] = {}
-        self.blocked: dict[Value, str] = {}
+        self.blocked: dict[Value, _Block] = {}
         #: scalings that the learning signal takes over
         self.factors: dict[Node, tuple[str, Value]] = {}
         #: carry -> the values added to it that gradients have part in, with their sign
@@ -139,7 +147,7 @@ class Analysis:
         self.learners = [self._learner(owner) for owner in owners.values()]
         for node in flat.nodes:                 # loops inside are looked at on their own
             if node.name != 'scan':
-                self.learners += [Learner(owner, f'its step is inside a `{node.name}`')
+                self.learners += [Learner(owner, reasons.INSIDE(name=node.name))
                                   for owner, _ in _owners_in_params(node.params)]
 
     @property
@@ -212,20 +220,20 @@ class Analysis:
         for i, v in enumerate(self.flat.outputs):
             self._block(self.flows.get(v, NOWHERE),
                         self._why_no_sum(i) if i < self.carries
-                        else 'the loop returns it at every step')
+                        else reasons.RETURNED)
 
-    def _why_no_sum(self, carry: int) -> str:
+    def _why_no_sum(self, carry: int) -> _Block:
         """Why a carry, in which gradients end, is not one that is only added to."""
         sums = [n for n in self.uses.get(self.entering[carry], ()) if n.name in SUMS]
         if not sums:
-            return 'a carry takes its place (nothing is added up)'
+            return reasons.REPLACED
         for v in (self.entering[carry], self.leaving[carry]):
             for node in self.uses.get(v, ()):
                 if node not in sums:
-                    return f'{_named(node)} reads the sum inside the loop'
-        return 'the sum is not of it alone'
+                    return partial(reasons.SUM_READ, by=_named(node))
+        return reasons.SUM_SHARED
 
-    def _block(self, flows: Iterable[_Flow], reason: str) -> None:
+    def _block(self, flows: Iterable[_Flow], reason: _Block) -> None:
         for flow in flows:
             self.blocked.setdefault(flow.source, reason)
 
@@ -233,44 +241,41 @@ class Analysis:
         if node in self._links:
             carry, side, sign = self._links[node]
             self._block((flow for flow in self.flows.get(side, NOWHERE) if flow.per_lane),
-                        'it is added up lane by lane')
+                        reasons.LANE_BY_LANE)
             self.sinks.setdefault(carry, []).append((side, sign))
             return
-        try:
-            out = self._image(node, incoming)
-        except _Refused as why:
-            self._block(frozenset().union(*incoming), str(why))
+        out = self._image(node, incoming)
+        if out is None:
+            self._block(frozenset().union(*incoming), partial(reasons.READ, by=_named(node)))
             return
         self.flows[node.outputs[0]] = out
 
-    def _image(self, node: Node, incoming: list[_Flows]) -> _Flows:
-        """Flows of the result; refuses what is not linear or not the same at every step."""
+    def _image(self, node: Node, incoming: list[_Flows]) -> _Flows | None:
+        """Flows of the result; ``None`` of what is not linear or not the same at every step."""
         name, everything = node.name, frozenset().union(*incoming)
         per_lane = any(flow.per_lane for flow in everything)
-        refuse = _Refused(f'{_named(node)} reads it inside the loop')
         if name in SUMS or (name == 'concatenate' and not per_lane):
             return everything
         place = next(i for i, flows in enumerate(incoming) if flows)
         if sum(map(bool, incoming)) > 1:
-            raise refuse
+            return None
         if name in _UNARY and jnp.issubdtype(node.outputs[0].aval.dtype, jnp.inexact):
             if not per_lane or name in _PER_LANE:
                 return everything
             if name == 'reduce_sum' and 0 in node.params['axes']:
                 return frozenset(dataclasses.replace(f, per_lane=False) for f in everything)
         elif name == 'mul' or (name == 'div' and place == 0):
-            return self._scaled(node, everything, node.inputs[1 - place], per_lane, refuse)
+            return self._scaled(node, everything, node.inputs[1 - place], per_lane)
         elif name == 'dot_general' and not per_lane and self.is_invariant(node.inputs[1 - place]):
             return everything
-        raise refuse
+        return None
 
-    def _scaled(self, node: Node, flows: _Flows, by: Value, per_lane: bool,
-                refuse: _Refused) -> _Flows:
+    def _scaled(self, node: Node, flows: _Flows, by: Value, per_lane: bool) -> _Flows | None:
         if not per_lane and self.is_invariant(by):
             return flows                        # applied once, after the loop
         scalar = self._scalar(by, per_lane)
         if scalar is None:
-            raise refuse
+            return None
         self.factors[node] = (node.name, scalar)
         return frozenset(dataclasses.replace(f, scale=(*f.scale, (node.name, scalar)))
                          for f in flows)
@@ -299,32 +304,32 @@ class Analysis:
         try:
             return self._checked(owner)
         except _Refused as why:
-            return Learner(owner, str(why))
+            return Learner(owner, why.reason)
 
     def _checked(self, owner: Any) -> Learner:
         for name in (name for node in self.flat.nodes for name in effects_of(node)):
             if name not in CALLBACKS:
-                raise _Refused(f'`{name}` has an effect that is the original loop\'s alone')
+                raise _Refused(reasons.LOOP_EFFECT(name=name))
         steps = [n for n in self.steps if step_of(n).owner is owner]  # type: ignore[union-attr]
         updates = [n for n in steps if n.primitive is UPDATE]
         grads = [n for n in steps if n.primitive is not UPDATE]
         if len(updates) != 1:
-            raise _Refused(f'it steps {len(updates)} times in one iteration of the loop')
+            raise _Refused(reasons.STEPS(count=len(updates)))
         update = updates[0]
         if len(update.params['lanes']) > 1 or any(
                 len(n.params['lanes']) != len(update.params['lanes']) for n in grads):
-            raise _Refused('it runs under several vmaps')
+            raise _Refused(reasons.SEVERAL_VMAPS())
         for node in steps:
             for mapped in node.params['lanes']:
                 parts = node.params['step'].split(mapped)
                 if any(parts['weights']) or any(parts.get('index', ())):
-                    raise _Refused('its weights differ from lane to lane')
+                    raise _Refused(reasons.WEIGHTS_IN_LANES())
         trace = self._carried_trace(update, grads)
         filters = self._carried_filters(grads)
         for node in steps:
             weights = node.params['step'].split(node.inputs)['weights']
             if not all(map(self.is_invariant, weights)):
-                raise _Refused('its weights change in the loop')
+                raise _Refused(reasons.WEIGHTS_CHANGE())
         products: dict[Product, None] = {}
         used = set()
         for sinks in self.sinks.values():
@@ -336,10 +341,10 @@ class Analysis:
         for node in grads:
             for i, v in enumerate(node.outputs):
                 if v in self.blocked:
-                    raise _Refused(f'{_label(node, i)}: {self.blocked[v]}')
+                    raise _Refused(self.blocked[v](what=_label(node, i)))
         if grads and not used:
-            raise _Refused('no gradient is added up in the loop')
-        return Learner(owner, '', update, bool(update.params['lanes']), trace, filters,
+            raise _Refused(reasons.NO_SUM())
+        return Learner(owner, None, update, bool(update.params['lanes']), trace, filters,
                        tuple(products), forward=not grads)
 
     def _carried_trace(self, update: Node, grads: Sequence[Node]) -> tuple[int, ...]:
@@ -351,24 +356,24 @@ class Analysis:
                                strict=True):
             place = self.position.get(old)
             if place is None or self.leaving[place] is not new or not m:
-                raise _Refused('its trace is not carried from step to step')
+                raise _Refused(reasons.TRACE_NOT_CARRIED())
             places.append(place)
             self._only(old, [update, *(n for n in grads if n.primitive is PREVIOUS)])
             self._only(new, [n for n in grads if n.primitive is GRADIENT])
             if self.flat.outputs.count(new) != 1 or old in self.results:
-                raise _Refused('the loop returns its trace at every step')
+                raise _Refused(reasons.TRACE_RETURNED())
         for node in grads:
             there = node.params['step'].split(node.inputs)['trace']
             expected = update.outputs if node.primitive is GRADIENT else [
                 self.entering[i] for i in places]
             if any(a is not b for a, b in zip(there, expected, strict=True)):
-                raise _Refused('its gradient is taken of another trace')
+                raise _Refused(reasons.TRACE_OTHER())
         return tuple(places)
 
     def _only(self, value: Value, users: Sequence[Node]) -> None:
         for node in self.uses.get(value, []):
             if not any(node is u for u in users):
-                raise _Refused(f'{_named(node)} reads its trace inside the loop')
+                raise _Refused(reasons.TRACE_READ(by=_named(node)))
 
     def _carried_filters(self, grads: Sequence[Node]) -> tuple[int, ...]:
         main = [n for n in grads if n.primitive is GRADIENT]
@@ -376,13 +381,13 @@ class Analysis:
         if not count:
             return ()
         if len(main) != 1:
-            raise _Refused(f'its trace filter advances {len(main)} times a step')
+            raise _Refused(reasons.FILTER_STEPS(count=len(main)))
         old = main[0].params['step'].split(main[0].inputs)['filters']
         places = []
         for v, new in zip(old, main[0].outputs[len(main[0].outputs) - count:], strict=True):
             place = self.position.get(v)
             if place is None or self.leaving[place] is not new or v in self.results:
-                raise _Refused('its trace filter is not carried from step to step')
+                raise _Refused(reasons.FILTER_NOT_CARRIED())
             self._only(v, grads)
             self._only(new, [])
             places.append(place)
