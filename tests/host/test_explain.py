@@ -14,6 +14,7 @@ import pytest
 import traceops
 from tests.parity.harness import start
 from tests.parity.nets import NETS
+from tests.parity.test_transformed import net
 from traceops.host import relations
 from traceops.host.rule import Rule
 
@@ -83,8 +84,8 @@ def test_gradients_that_are_summed_over_spikes(monkeypatch):
      'upstream', 'multi-step'),
     (lambda: start(traceops.compile, NETS['lif'], 'd_rtrl', 3, trace_dtype='bfloat16'),
      'upstream', 'rounds the trace'),
-    (lambda: start(traceops.compile, NETS['lora'], 'd_rtrl', 3), 'window', 'no closed form'),
-], ids=['upstream', 'shared-axis', 'multi-step', 'trace_dtype', 'lora'])
+    (lambda: start(traceops.compile, NETS['conv'], 'd_rtrl', 3), 'window', 'no closed form'),
+], ids=['upstream', 'shared-axis', 'multi-step', 'trace_dtype', 'conv'])
 def test_every_refusal_has_a_reason(make, engine, reason):
     row = traceops.explain(make().learner).rows[0]
     assert row.engine == engine and reason in row.reason and row.instead
@@ -187,12 +188,12 @@ def test_what_is_remembered_keeps_no_learner_alive():
 
 
 def test_no_warning_that_upstream_does_not_give():
-    run = start(traceops.compile, NETS['lora'], 'd_rtrl', 5, True)
+    run = start(traceops.compile, net('normalised'), 'd_rtrl', 5, True)
     with warnings.catch_warnings():
         warnings.filterwarnings('error', '.*was decomposed')
         evolve_and_learn(run)
     row = traceops.explain(run.learner).rows[0]
-    assert 'is read by etp_lora' in row.reason
+    assert 'is transformed' in row.reason
 
 
 def test_what_a_call_outside_jit_costs_is_said_after_the_second():

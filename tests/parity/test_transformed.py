@@ -1,6 +1,9 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that the op transforms: masked, signed, squared, standardised."""
+"""Weights that the op transforms: masked, signed, squared, standardised; products of two."""
+
+import pathlib
+import re
 
 import brainstate
 import braintrace
@@ -10,8 +13,15 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity.harness import assert_close, assert_same_states, both, pair
-from tests.parity.nets import N_IN, Hidden, N, Net, _weight
+from tests.parity.harness import (
+    BATCH,
+    assert_close,
+    assert_same_states,
+    both,
+    pair,
+    start,
+)
+from tests.parity.nets import N_IN, NETS, Hidden, N, Net, _weight
 from traceops.host.relations import relation_views
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -58,16 +68,34 @@ def _slow(*case):
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+def low_rank(states=1, bias=True, functions=True):
+    """A product with two matrices, each transformed."""
+    class LowRank(type(net('masked', states).make())):
+        def make(self):
+            self.B, self.A = _weight(N_IN + N, 3), _weight(3, N)
+            self.b = _weight(N) if bias else None
+
+        def op(self, x, h):
+            return braintrace.lora_matmul(
+                jnp.concatenate([x, h], -1), self.B.value, self.A.value, alpha=0.7,
+                bias=self.b.value if bias else None,
+                **({'b_fn': jnp.sin, 'a_fn': jnp.tanh, 'bias_fn': jnp.sin} if functions else {}))
+    return Net(LowRank)
+
+
 @pytest.mark.parametrize('transform, rule, vmap, options', [
+    ('low rank', 'd_rtrl', False, {'states': 2}),
+    _slow('low rank', 'd_rtrl', True, {'bias': False}),
+    _slow('low rank', 'eprop', False, {'states': 2, 'functions': False}),
     ('masked', 'd_rtrl', False, {'states': 2, 'bias': True}),
     ('signed', 'd_rtrl', True, {'states': 2}),
     ('clipped', 'd_rtrl', True, {'bias': True}), ('clipped', 'eprop', False, {}),
     (None, 'd_rtrl', False, {'bias': True}),
-    _slow('signed', 'eprop', True, {'states': 2}), _slow('masked', 'ostl', False, {}),
+    _slow('signed', 'eprop', False, {'states': 2}), _slow('masked', 'ostl', False, {}),
 ])
 def test_as_upstream(transform, rule, vmap, options):
     """Windows of three of seven steps; weights that change between calls, and a warm-up."""
-    one = net(transform, **options)
+    one = low_rank(**options) if transform == 'low rank' else net(transform, **options)
     want, got = pair(one, rule, 7, vmap, window=3)
     for i in range(3):
         a, b = both(want, got, lambda run: run.grad())
@@ -82,6 +110,37 @@ def test_as_upstream(transform, rule, vmap, options):
         assert_same_states(want, got, 1e-10)
     assert got.inner._last_call[0] == 'window'
     assert 'pass a step' not in str(traceops.explain(got.learner))
+
+
+@pytest.mark.parametrize('name, vmap', [
+    ('grouped', False), ('embedding', False), _slow('grouped', True), _slow('embedding', True),
+    _slow('lora', True)])
+def test_matrices_in_another_form(name, vmap):
+    """A matrix for each group, a table that indices choose from."""
+    want, got = pair(NETS[name], 'd_rtrl', 7, vmap, window=3)
+
+    def call(run):
+        run.learner.etrace_evolve(run.x)
+        return run.eager_grad(), run.eager_grad()
+    a, b = both(want, got, lambda run: brainstate.transform.jit(lambda: call(run))())
+    assert_close(a, b, 1e-10, nonzero=True)
+    assert_same_states(want, got, 1e-10)
+    assert all(v.has_closed_form(got.inner) for v in relation_views(got.inner))
+
+
+def test_the_page_names_every_operation_of_upstreams():
+    page = pathlib.Path(__file__).parents[2] / 'docs' / 'guides' / 'large-nets.md'
+    registered = {name.removesuffix('_p') for name in dir(braintrace._op)
+                  if name.startswith('etp_') and name.endswith('_p')}
+    assert set(re.findall(r'`(etp_\w+)`', page.read_text())) == registered and len(registered) > 9
+
+
+def test_an_embedding_of_as_many_tokens_as_samples_is_not_taken_for_a_product():
+    class Few(type(NETS['embedding'].make())):
+        def make(self):
+            self.table = _weight(BATCH, N)
+    view, *_ = relation_views(start(traceops.compile, Net(Few, tokens=True), 'd_rtrl', 3).inner)
+    assert view.relation.x_var.aval.shape == (BATCH,) and not view.is_dense
 
 
 @pytest.mark.parametrize('vmap', [False, True])

@@ -54,9 +54,10 @@ class RelationView:
     def is_dense(self) -> bool:
         """Whether the trace is that of a matrix: an input by an output."""
         relation = self.relation
-        if not self.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'}:
+        if not self.has_input or not set(relation.trainable_vars) <= {'weight', 'bias'} \
+                or upstream.x_representation(relation) is not None:
             return False
-        x_shape = relation.x_var.aval.shape         # an embedding's index under vmap has none
+        x_shape = relation.x_var.aval.shape
         return relation.trainable_vars['weight'].aval.shape == (*x_shape[-1:], *self.y_shape[-1:])
 
     @functools.cached_property
@@ -68,14 +69,22 @@ class RelationView:
                 and is_elementwise(self.relation))
 
     @functools.cached_property
-    def is_transformed(self) -> bool:
-        """Whether the trace is that of a matrix whose weights are masked, made positive, ..."""
-        return (self.is_dense and upstream.is_matmul(self.relation)
-                and is_transformed(self.relation) and is_elementwise(self.relation))
+    def of_matrices(self) -> bool:
+        """Whether the trace is that of a matrix whose weights are masked, made positive, ...; of
+        one for each group; or of an embedding, whose input is one-hot.
+        """
+        relation = self.relation
+        return is_elementwise(relation) and (upstream.is_other_matrix(relation) or (
+            self.is_dense and upstream.is_matmul(relation) and is_transformed(relation)))
+
+    @functools.cached_property
+    def is_low_rank(self) -> bool:
+        """Whether the trace is that of two matrices: the product of both, and the second."""
+        return upstream.is_low_rank(self.relation) and is_elementwise(self.relation)
 
     def has_closed_form(self, learner: Any) -> bool:
         """Whether the trace that leaves a window is one update of the one that enters it."""
-        return (self.is_sparse or self.is_transformed
+        return (self.is_sparse or self.of_matrices or self.is_low_rank
                 or upstream.chunk_rule(self.relation, learner.fast_solve) is not None)
 
     @property

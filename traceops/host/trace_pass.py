@@ -17,7 +17,7 @@ from traceops.host import upstream
 from traceops.host.relations import RelationView, stack_rows, stack_states
 from traceops.host.rule import Carry, Grads, whole, with_every_step
 from traceops.host.sparse import Synapses
-from traceops.host.transforms import slope
+from traceops.host.transforms import slope, used
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
 __all__ = ['TracePass', 'pair_dense']
@@ -96,11 +96,12 @@ class TracePass:
                     key, x = view.trace_key(g), record['x'].get(view.x_key)
                     old = carry['trace'][key] if carry else None
                     signal = paired['trace'][g] if name == 'trace' and paired else None
-                    update = (functools.partial(self._transformed, weight_vals)
-                              if view.is_transformed else
+                    update = (functools.partial(self._matrices, weight_vals)
+                              if view.of_matrices else
                               self.dense if view.is_dense else
                               functools.partial(self._sparse, weight_vals) if view.is_sparse
-                              else self._by_rule)
+                              else functools.partial(self._low_rank, weight_vals)
+                              if view.is_low_rank else self._by_rule)
                     like = states[key].value
                     # a trace that is the learner's own state is an argument of the program,
                     # which has to stay; one that a loop over windows carries is overwritten
@@ -152,23 +153,38 @@ class TracePass:
         new = {k: a.reshape(old[k].shape) for k, a in new.items()}
         return new, None if signal is None else named
 
-    def _transformed(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
-                     transition: Any, old: Any, signal: Any, in_place: bool = True,
-                     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Matrix weights that the op transforms: what enters went through the transform already."""
+    def _matrices(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
+                  transition: Any, old: Any, signal: Any, in_place: bool = True,
+                  ) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Matrix weights that the op transforms: what enters went through the transform already.
+
+        Those of groups are so many more samples.
+        """
+        one_hot = upstream.x_representation(view.relation)
+        x = x if one_hot is None else one_hot(x)
         new, _ = self.dense(view, like, x, leaving, None, None, None)
         weights = upstream.weights_of(view.relation, weight_vals)
         new = {k: a * slope(view.relation, weights, k)[..., None] for k, a in new.items()}
-        if old is None:
-            return new, None
-        S = transition.shape[-1]
-        M = transition.reshape(-1, *transition.shape[-3:])
-        at = {'weight': (slice(None), None), 'bias': ()}
-        for k, a in new.items():
-            entering = old[k].reshape(-1, *old[k].shape[{'weight': -3, 'bias': -2}[k]:])
-            carried = sum(M[at[k]][..., j] * entering[..., j:j + 1] for j in range(S))
-            new[k] = a + carried.reshape(a.shape)
-        return new, None if signal is None else pair_dense(old, signal)
+        paired = old is not None and signal is not None and view.is_dense
+        return _with_entering(new, transition, old), pair_dense(old, signal) if paired else None
+
+    def _low_rank(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
+                  transition: Any, old: Any, signal: Any,
+                  in_place: bool = True) -> tuple[dict[str, Any], None]:
+        r"""Two matrices, :math:`y = \alpha\, x\, b(B)\, a(A)`: the trace of the first is that of
+        their product (a signal finds :math:`B` through :math:`A`), that of the second has
+        :math:`\alpha\, x\, b(B)` for its input.
+        """
+        weights = upstream.weights_of(view.relation, weight_vals)
+        between = view.relation.eqn_params['alpha'] * x @ used(view.relation, weights, 'lora_b')
+        whole = {'weight': like['lora_b'], **({'bias': like['bias']} if 'bias' in like else {})}
+        new, _ = self.dense(view, whole, x, leaving, None, None, None)
+        second, _ = self.dense(view, {'weight': like['lora_a']}, between, leaving, None, None, None)
+        new = {'lora_b': new.pop('weight'), 'lora_a': second['weight'], **new}
+        for k in ('lora_a', 'bias'):
+            if k in like:
+                new[k] = new[k] * slope(view.relation, weights, k)[..., None]
+        return _with_entering(new, transition, old), None
 
     def _sparse(self, weight_vals: Any, view: RelationView, like: Any, x: Any, leaving: Any,
                 transition: Any, old: Any, signal: Any,
@@ -271,6 +287,23 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'ETP primitive .* was decomposed')
         yield
+
+
+def _with_entering(new: dict[str, Any], transition: Any,
+                   old: dict[str, Any] | None) -> dict[str, Any]:
+    """What a window adds to traces ``[..., I, O, S]`` (of a bias ``[..., O, S]``), and what enters
+    it times ``transition``, ``[..., O, S, S]``."""
+    if old is None:
+        return new
+    S = transition.shape[-1]
+    M = transition.reshape(-1, *transition.shape[-3:])
+    for k, a in new.items():
+        rows = k != 'bias'
+        entering = old[k].reshape(-1, *old[k].shape[-2 - rows:])
+        carried = sum((M[:, None] if rows else M)[..., j] * entering[..., j:j + 1]
+                      for j in range(S))
+        new[k] = a + carried.reshape(a.shape)
+    return new
 
 
 def pair_dense(trace: dict[str, Any], signal: Any) -> dict[str, Any]:

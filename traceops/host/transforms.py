@@ -1,6 +1,7 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What an op makes of its weights before it uses them (``weight_fn``, ``bias_fn``)."""
+"""What an op makes of its weights before it uses them (``weight_fn``, ``bias_fn``; of LoRA
+``b_fn``, ``a_fn``)."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ import jax.numpy as jnp
 
 from traceops.compiler.jaxpr import elementwise, inlined
 
-__all__ = ['is_elementwise', 'is_transformed', 'pulled_back', 'slope']
+__all__ = ['is_elementwise', 'is_transformed', 'pulled_back', 'slope', 'used']
 
 
 def _function(relation: Any, key: str) -> Any:
-    return relation.eqn_params.get(f'{key}_fn')
+    return relation.eqn_params.get(f"{key.removeprefix('lora_')}_fn")
 
 
 def is_transformed(relation: Any) -> bool:
@@ -47,6 +48,12 @@ def _is_elementwise(function: Any, aval: Any) -> bool:
         return elementwise(inlined(jax.make_jaxpr(pull)(weight, out)), 0, 1)
     except Exception:       # e.g. it reads a value of a jitted function that is over: stepped then
         return False
+
+
+def used(relation: Any, weights: dict[str, Any], key: str) -> Any:
+    """A weight as the op uses it."""
+    function = _function(relation, key)
+    return weights[key] if function is None else function(weights[key])
 
 
 def pulled_back(relation: Any, weights: dict[str, Any], key: str, cotangent: Any) -> Any:

@@ -37,7 +37,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     'braintrace._op': (
         'ETP_RULES_DT_TO_T', 'ETP_RULES_INIT_DRTRL', 'ETP_RULES_XY_TO_DW', 'etp_conv_p',
         'get_fast_path_rules', 'get_pp_x_repr', 'get_trainable_invars', 'get_x_invar_index',
-        'is_batched_primitive', 'etp_elemwise_p', 'etp_mm_p', 'etp_mv_p', 'etp_sp_mm_p',
+        'is_batched_primitive', 'etp_elemwise_p', 'etp_emb_p', 'etp_emb_v_p', 'etp_gmm_p',
+        'etp_gmv_p', 'etp_lora_mm_p', 'etp_lora_mv_p', 'etp_mm_p', 'etp_mv_p', 'etp_sp_mm_p',
         'etp_sp_mv_p'),
     'braintrace._op.sparse': ('_unwrap_sparse_mat',),
     'braintrace._op.einsum': ('parse_etp_einsum', 'etp_einsum_p'),
@@ -78,6 +79,9 @@ _einsum_p = _private('braintrace._op.einsum', 'etp_einsum_p')
 _parse_einsum = _private('braintrace._op.einsum', 'parse_etp_einsum')
 _conv_p = _private(_op, 'etp_conv_p')
 _dense_ps = _private(_op, 'etp_mm_p'), _private(_op, 'etp_mv_p')
+_grouped_ps = _private(_op, 'etp_gmm_p'), _private(_op, 'etp_gmv_p')
+_embedding_ps = _private(_op, 'etp_emb_p'), _private(_op, 'etp_emb_v_p')
+_lora_ps = _private(_op, 'etp_lora_mm_p'), _private(_op, 'etp_lora_mv_p')
 _sparse_ps = _private(_op, 'etp_sp_mm_p'), _private(_op, 'etp_sp_mv_p')
 _unwrapped = _private('braintrace._op.sparse', '_unwrap_sparse_mat')
 _init_drtrl = _private(_op, 'ETP_RULES_INIT_DRTRL')
@@ -135,6 +139,16 @@ def shared_axis(relation: Any) -> str | None:
 def is_matmul(relation: Any) -> bool:
     """Whether the op is a product with a matrix as :func:`braintrace.matmul` makes it."""
     return relation.primitive in _dense_ps
+
+
+def is_other_matrix(relation: Any) -> bool:
+    """Whether the op is a product with a matrix for each group, or with one-hot inputs."""
+    return relation.primitive in (*_grouped_ps, *_embedding_ps)
+
+
+def is_low_rank(relation: Any) -> bool:
+    """Whether the op is a product with two matrices, ``lora_b`` and ``lora_a``."""
+    return relation.primitive in _lora_ps
 
 
 def sparse_matrix(relation: Any) -> Any:
