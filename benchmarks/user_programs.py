@@ -65,10 +65,12 @@ class Program:
 class _Signed(brainstate.nn.Module):
     """Two states a neuron, and weights of a fixed sign."""
 
+    layer: Any = braintrace.nn.SignedWLinear
+
     def __init__(self, n_in: int, n: int, n_out: int) -> None:
         super().__init__()
         self.n = n
-        self.ff, self.rec = (braintrace.nn.SignedWLinear(i, n) for i in (n_in, n))
+        self.ff, self.rec = (self.layer(i, n) for i in (n_in, n))
         self.out = braintrace.nn.LeakyRateReadout(n, n_out, tau=10. * u.ms)
 
     def init_state(self, batch_size: int | None = None, **kwargs: Any) -> None:
@@ -82,10 +84,25 @@ class _Signed(brainstate.nn.Module):
         return self.out(self.v.value)
 
 
+def _unit(weight: Any) -> Any:
+    return weight / jnp.linalg.norm(weight, axis=0)
+
+
+class _Normalised(_Signed):
+    """Weights that the op normalises: their trace has no closed form over a window."""
+
+    @staticmethod
+    def layer(n_in: int, n: int) -> Any:
+        layer = braintrace.nn.SignedWLinear(n_in, n)
+        layer.update = lambda x: 5. * braintrace.matmul(x, layer.weight.value, weight_fn=_unit)
+        return layer
+
+
 def _net(case: Case) -> Any:
     brainstate.random.seed(0)
     sizes = case.n_in, case.n, case.n_out
-    return _Signed(*sizes) if case.net == 'signed' else make(case.net, *sizes)
+    own = {'signed': _Signed, 'normalised': _Normalised}
+    return own[case.net](*sizes) if case.net in own else make(case.net, *sizes)
 
 
 def _loop(one: Program) -> Callable[..., Any]:
@@ -151,9 +168,9 @@ PROGRAMS = (
             _lif('D_RTRL', 200, **_WARM), _loop, 20., warm_up=150),
     Program('ES-D-RTRL LIF 200, 150 steps of warm-up and 50 of training',
             _lif('ES_D_RTRL', 200, **_WARM), _loop, 2.3, warm_up=150, rounds=20),
-    Program('D-RTRL signed weights, evolve and grad, vmap', Case(
-        'signed', 'signed', 'D_RTRL', 60, None, steps=255, batch=16, n_in=100, n_out=2, vmap=True),
-        _prefix, 50., warm_up=205),
+    *(Program(f'D-RTRL {net} weights, evolve and grad, vmap', Case(
+        net, net, 'D_RTRL', 60, None, steps=255, batch=16, n_in=100, n_out=2, vmap=True),
+        _prefix, 50., warm_up=205) for net in ('signed', 'normalised')),
     Program('D-RTRL GRU 64, evolve and grad', dataclasses.replace(
         _GRU, steps=30, batch=32, n_in=10, n_out=10), _prefix, 1.3, 'compile', warm_up=20,
         rounds=3),

@@ -102,8 +102,8 @@ POSITIONS = Kind(
     '{op} writes {y_shape} into a hidden group of shape {group}',
     'give the output of the op the shape of the hidden state that it feeds')
 NO_CLOSED_FORM = Kind(
-    '`{parameter}` {cause}: there is no closed form of its trace over a window, so the trace that '
-    'leaves a call takes a pass a step',
+    '`{parameter}` {cause}: there is no closed form of its trace over a window, so a trace '
+    'that something reads takes a pass a step',
     'nothing, where calls go on from the trace of the call before. Where each sequence starts from '
     'zero, one etrace_grad over all of it, with mask 0 for steps without a loss, and '
     'traceops.configured(carry_trace=False) around making the learner: the gradients are the '

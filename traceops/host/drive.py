@@ -29,7 +29,7 @@ from traceops.host import upstream
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, simulator_of
 from traceops.host.plan import why_short, why_small
 from traceops.host.recorder import split_states
-from traceops.host.rule import with_every_step
+from traceops.host.rule import whole, with_every_step
 from traceops.host.rules import make_rule
 from traceops.host.seen import note
 from traceops.host.types import types_of_total
@@ -102,7 +102,7 @@ def gradient(
             K, twice = _windows(its, program, length)
             out = _run_gradient(learner, its, program, weights, types, xs, K, twice)
             if its is rule:
-                said('window', _said(program, K, twice))
+                said('window', _said(program, K, twice) + _RECALLED * its.recalled)
             return out
         states, carry, total, losses, aux = _by_form(rule, run, sequences)
         program_of(rule).store(states)
@@ -156,6 +156,9 @@ def _lanes_of(learner: Any) -> int:
     shapes = [u.math.shape(info.retrieved_model_states[path].value)
               for path in info.hidden_path_to_invar]
     return int(shapes[0][0]) if shapes else 1
+
+
+_RECALLED = '; the steps of etrace_evolve before it are gone through again: no trace is read'
 
 
 def _said(program: StepProgram, K: int, twice: bool = False) -> str:
@@ -295,24 +298,30 @@ def evolve(
         if isinstance(program_of, Reason):
             return as_upstream(program_of)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
+        within = not _is_outside_jit(learner, sequences)
 
         def run(its: Any) -> Any:
             program = program_of(its)
             K, _ = _windows(its, program, length)
+            initial = its.initial()
+            keeps = within and its.keeps(length * program.record_bytes)
 
             def after_window(carry: Any, out: Any, *_: Any) -> Any:
                 record = learner._recorder.read(out['tape'])
-                return its.leave(carry, record, weight_vals), out['out']
+                return its.leave(carry, record, weight_vals), (
+                    out['out'], whole(record) if keeps else None)
 
-            states, carry, _, outputs = run_windows(
-                program, (sequences,), K, its.initial(), after_window)
+            states, carry, _, (outputs, record) = run_windows(
+                program, (sequences,), K, initial, after_window)
             if its is rule:
                 said('window', _said(program, K))
-            return states, carry, outputs
-        states, carry, outputs = _by_form(rule, run, sequences)
-        program = program_of(rule)
+            return states, carry, outputs, record
+        states, carry, outputs, record = _by_form(rule, run, sequences)
+        program, before = program_of(rule), rule.initial().get('trace')
         program.store(states)
         rule.store(carry)
+        if record is not None:
+            learner._warm_up.keep(carry['trace'], weight_vals, record, before)
     return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
 
 

@@ -29,6 +29,7 @@ from traceops.host.plan import make_plan
 from traceops.host.recorder import Recorder
 from traceops.host.seen import BY_HAND, Calls, is_in_a_loop, note
 from traceops.host.steps import Steps, loops_are_watched, unwatched
+from traceops.host.warm_up import WarmUp
 
 __all__ = ['D_RTRL', 'ES_D_RTRL', 'is_fast', 'make_fast', 'make_fast_vmap']
 
@@ -73,7 +74,7 @@ class FastLearner(_Instead):
                '_update_fn_bwd', 'etrace_grad', 'etrace_evolve')
     attributes = ('traceops_settings', 'traceops_plan', 'traceops_record', '_recorder', '_steps',
                   '_last_call', '_carries_trace', '_trace_is_fresh', '_calls', '_lanes',
-                  '_entered_from_zero', '_needs_trace', '_programs')
+                  '_entered_from_zero', '_needs_trace', '_programs', '_warm_up')
 
     def __init__(self, learner: Any) -> None:
         super().__init__(learner)
@@ -81,7 +82,8 @@ class FastLearner(_Instead):
         vars(learner).update(traceops_plan=None, _recorder=None, _steps=None, _last_call=None,
                              _carries_trace=True, _trace_is_fresh=self.trace_is_fresh,
                              _calls=Calls(), _lanes=1, _entered_from_zero=False,
-                             _needs_trace=self.needs_trace, _programs=Programs())
+                             _needs_trace=self.needs_trace, _programs=Programs(),
+                             _warm_up=WarmUp())
 
     def begin(self) -> None:
         """Keep the settings in force, and Jacobian rows apart."""

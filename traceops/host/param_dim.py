@@ -190,10 +190,38 @@ class ParamDimRule(Rule):
                 view, weight_vals, record['x'].get(view.x_key), found['deltas'][i]))
         if not self.carried:
             return grads, {'arriving': signals}
-        more, carry = self.trace_pass(carry, signals, record, found['leaving'], weight_vals)
+        past = self.learner._warm_up.steps_of(carry.get('trace'), weight_vals)
+        more, carry = self.trace_pass(carry, None if past else signals, record, found['leaving'],
+                                      weight_vals)
+        if past:
+            self.recalled, (steps, before) = True, past
+            more = self._of_steps_before(steps, before, signals, weight_vals, index)
         for path, value in more.items():
             grads[path] = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads[path], value)
         return grads, carry
+
+    def keeps(self, record_bytes: int) -> bool:
+        """Whether steps without a loss are remembered for a gradient that follows.
+
+        Where their trace takes a pass a step.
+        """
+        budget = self.learner.traceops_settings.memory_budget
+        return bool(self.trace_pass.stepped) and self.kappa is None and record_bytes <= budget
+
+    def _of_steps_before(self, record: Any, before: Any, signals: Any, weight_vals: Any,
+                         index: Any) -> Grads:
+        """What steps without a loss owe to the signals that arrive at their end."""
+        rule, T = type(self)(self.learner, self.lanes, at_once=True), steps_of(record)
+        rule.carried = False
+        nothing = [split_states(jnp.zeros((T, *port.shape), port.dtype))
+                   for port in self.learner._recorder.ports['signal'].value]
+        record = {**record, 'signal': nothing, **({'bypass': nothing} if self.bypass else {})}
+        carry = {'arriving': signals}
+        inner, digested = rule.digest_window(carry, record, index)
+        grads, carry = rule.close(carry, inner, {**record, **digested}, weight_vals, index)
+        if before:
+            self.trace_pass.pair(self.views, before, carry['arriving'][0], weight_vals, grads)
+        return grads
 
     def leave(self, carry: Carry, record: Any, weight_vals: Any) -> Carry:
         """The trace after a window that asks for no gradient; its filter does not move."""

@@ -51,6 +51,8 @@ class Rule(abc.ABC):
     factorised = False
     #: Whether steps are digested from the last to the first.
     backward = False
+    #: Steps without a loss were gone through again, in the place of the trace that they made.
+    recalled = False
 
     def __init__(self, learner: Any, lanes: bool, at_once: bool = False) -> None:
         self.learner, self.lanes, self.at_once = learner, lanes, at_once

@@ -120,7 +120,7 @@ class TracePass:
             rest = [v for v in self.views
                     if v in self.stepped or name != 'trace'
                     or not (v.is_dense or v.is_sparse)]
-            self._pair(rest, carry[name], paired[name], weight_vals, grads)
+            self.pair(rest, carry[name], paired[name], weight_vals, grads)
         return grads, new
 
     def dense(self, view: RelationView, like: Any, x: Any, leaving: Any, transition: Any, old: Any,
@@ -238,8 +238,8 @@ class TracePass:
             update = jax.vmap(update, in_axes=(1, 1, 0, 0))
         return update(x, p, transition, old), None
 
-    def _pair(self, views: Any, trace: Any, signals: Any, weight_vals: Any,
-              grads: Grads) -> None:
+    def pair(self, views: Any, trace: Any, signals: Any, weight_vals: Any,
+             grads: Grads) -> None:
         """Add what traces owe to their signals."""
         def solve(trace: Any, signals: Any) -> Any:
             return upstream.solve_param_dim(
