@@ -94,12 +94,12 @@ NO_OP = Kind(
     'use layers of braintrace.nn, or braintrace.matmul(x, weight) and its like, for the weights '
     'that are to be trained')
 SHARED_AXIS = Kind(
-    '{equation!r} shares axis {shared!r}: its trace keeps one slot for many positions, which has '
-    'no adjoint',
+    '`{parameter}`: {equation!r} shares axis {shared!r}, so its trace keeps one slot for many '
+    'positions, which has no adjoint',
     'braintrace.ES_D_RTRL, which is served, if its gradient will do; or weights with an axis '
     '{shared!r} of their own')
 POSITIONS = Kind(
-    '{op} writes {y_shape} into a hidden group of shape {group}',
+    '`{parameter}`: {op} writes {y_shape} into a hidden group of shape {group}',
     'give the output of the op the shape of the hidden state that it feeds')
 NO_CLOSED_FORM = Kind(
     '`{parameter}` {cause}: there is no closed form of its trace over a window, so a trace '

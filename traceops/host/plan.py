@@ -153,13 +153,20 @@ def _graph_reason(learner: Any) -> Reason | None:
         for relation in graph.hidden_param_op_relations:
             shared = upstream.shared_axis(relation)
             if shared:
-                return reasons.SHARED_AXIS(equation=relation.eqn_params['equation'], shared=shared)
+                return reasons.SHARED_AXIS(
+                    parameter=_parameter(relation), equation=relation.eqn_params['equation'],
+                    shared=shared)
     for view in relation_views(learner):
         for group in view.relation.hidden_groups:
             if not _fits(view, group):
-                return reasons.POSITIONS(op=view.relation.primitive.name, y_shape=view.y_shape,
-                                         group=tuple(group.varshape))
+                return reasons.POSITIONS(
+                    parameter=_parameter(view.relation), op=view.relation.primitive.name,
+                    y_shape=view.y_shape, group=tuple(group.varshape))
     return None
+
+
+def _parameter(relation: Any) -> str:
+    return '.'.join(map(str, next(iter(relation.trainable_paths.values()))))
 
 
 def _fits(view: RelationView, group: Any) -> bool:
