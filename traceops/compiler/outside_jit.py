@@ -8,6 +8,7 @@ two calls with equal programs the second runs what was compiled for the first.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -56,28 +57,31 @@ class Programs:
             or jax.config.jax_disable_jit else key_of(jaxpr)  # type: ignore[attr-defined]
         if key is None:
             return jax.core.eval_jaxpr(jaxpr, closed.consts, *operands)
-        if key not in self._compiled:
-            self._compiled[key] = jax.jit(jaxpr_as_fun(ClosedJaxpr(_without_consts(jaxpr), ())))
-            if len(self._compiled) > _MOST:
+        # one step each, so that threads may share a learner
+        compiled = self._compiled.pop(key, None) or jax.jit(
+            jaxpr_as_fun(ClosedJaxpr(_without_consts(jaxpr), ())))
+        self._compiled[key] = compiled
+        if len(self._compiled) > _MOST:
+            with contextlib.suppress(KeyError):
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return list(self._compiled[key](*given))
+        return list(compiled(*given))
 
 
 def _without_consts(jaxpr: Jaxpr) -> Jaxpr:
     return jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars])
 
 
-class _NeverEqual(Exception):
+class _NeverEqualError(Exception):
     """A parameter of which nobody can tell whether another one does the same."""
 
 
 def key_of(jaxpr: Jaxpr) -> Any:
     """Hashable, and equal for two programs only if they compute the same; ``None``: unknown."""
     try:
-        key = _key_of(jaxpr)
+        with jax.transfer_guard('allow'):       # a constant is read, wherever it is
+            key = _key_of(jaxpr)
         hash(key)
-    except (_NeverEqual, TypeError):
+    except Exception:       # whatever a parameter may be, the program is run all the same
         return None
     return key
 
@@ -117,12 +121,12 @@ def _key_of_param(value: Any) -> Any:
     if isinstance(value, (bool, int, float, complex)):
         return type(value), repr(value)     # True, 1 and 1.0 are equal, and not the same
     if isinstance(value, functools.partial) or '<locals>' in getattr(value, '__qualname__', ''):
-        raise _NeverEqual       # a function that is made anew in the next trace
+        raise _NeverEqualError       # a function that is made anew in the next trace
     return value                # an array has no hash
 
 
 def _key_of_const(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer) or value.size > _SMALL or not isinstance(
             value.dtype, np.dtype):
-        raise _NeverEqual
+        raise _NeverEqualError
     return np.asarray(value).tobytes(), jax.typeof(value)
