@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from traceops.benchmarks import curves, loops, report, user_programs
+from traceops.benchmarks import curves, loops, report, sparse, user_programs
 from traceops.benchmarks.cases import CASES, Case
 from traceops.benchmarks.measure import run
 
@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
                         help='measure training programs as people write them instead')
     parser.add_argument('--curves', action='store_true',
                         help='small ES-D-RTRL nets over N, B and T: fails where upstream is faster')
+    parser.add_argument('--sparse', action='store_true',
+                        help='connectomes, frozen beside what is trained, and trained synapses')
+    parser.add_argument('--neurons', nargs='+', type=int, default=[10_000], metavar='N',
+                        help=f'of the flies of --sparse (default 10000; the whole brain is '
+                             f'{sparse.FLY}: gigabytes, and minutes)')
     parser.add_argument('--peers', action='store_true',
                         help='the same net by BPTT in other libraries, where they are installed')
     parser.add_argument('--against', type=pathlib.Path, metavar='FILE',
@@ -59,12 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.plots and (args.loops or args.operations):
         parser.error('--plots draws nets: leave out --loops and --operations')
-    own = '--programs' if args.programs else '--curves'
-    if (args.programs or args.curves) and (
-            args.loops or args.operations or args.plots or args.peers or args.against
-            or args.tiles is not None or args.programs and args.curves):
-        parser.error(f'{own} is a table of its own: leave out --loops, --operations, --plots, '
-                     '--peers, --against, --tiles' + ', --curves' * args.programs)
+    own = [name for name in ('programs', 'curves', 'sparse') if getattr(args, name)]
+    if own and (args.loops or args.operations or args.plots or args.peers or args.against
+                or args.tiles is not None or own[1:]):
+        parser.error(f'--{own[0]} is a table of its own: leave out --loops, --operations, '
+                     f'--plots, --peers, --against, --tiles{"".join(f", --{o}" for o in own[1:])}')
     if args.operations and (args.loops or args.markdown):
         parser.error('--operations prints a table and writes --json: leave out --loops, --markdown')
     if jax.default_backend() == 'gpu':      # else gradients are compared in tf32
@@ -77,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         return _loops(args, user_programs, 'program', 'programs', user_programs.PROGRAMS)
     if args.curves:
         return _loops(args, curves, 'place', 'curves', curves.PROGRAMS)
+    if args.sparse:
+        return _loops(args, sparse, 'net', 'sparse', sparse.cases(args.neurons))
     if args.peers:
         return _peers(args)
     cases = _chosen(CASES, args)
@@ -147,7 +153,7 @@ def _peers(args: argparse.Namespace) -> int:
 
 def _loops(args: argparse.Namespace, table: Any, what: str, key: str,
            known: Sequence[Any]) -> int:
-    """A table of ``loops``, ``user_programs`` or ``curves``."""
+    """A table of ``loops``, ``user_programs``, ``curves`` or ``sparse``."""
     cases = _chosen(known, args)
     if not cases:
         print(f'no {what} matches {" ".join(args.cases)!r}; known: '

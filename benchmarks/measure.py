@@ -24,8 +24,8 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
-__all__ = ['Row', 'Training', 'check', 'compiled', 'contestants', 'data', 'interleaved', 'jitted',
-           'of_case', 'online', 'run', 'simulation']
+__all__ = ['Row', 'Training', 'bptt', 'check', 'compiled', 'contestants', 'cross_entropy', 'data',
+           'interleaved', 'jitted', 'of_case', 'online', 'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -71,7 +71,8 @@ def data(case: Case) -> tuple[Any, Any]:
     return jnp.asarray(x * (case.drive if case.spiking else 1.)), jnp.asarray(y)
 
 
-def _loss(out: Any, y: Any) -> Any:
+def cross_entropy(out: Any, y: Any) -> Any:
+    """Of the output of a step, and labels."""
     return braintools.metric.softmax_cross_entropy_with_integer_labels(out, y).mean()
 
 
@@ -104,7 +105,7 @@ def of_case(case: Case) -> Training:
     """The training of a case, its net made from the same seed every time."""
     brainstate.random.seed(0)
     x, y = data(case)
-    return Training(make(case.net, case.n_in, case.n, case.n_out), case.rule, x, _loss, y,
+    return Training(make(case.net, case.n_in, case.n, case.n_out), case.rule, x, cross_entropy, y,
                     {'batch_size': case.batch, 'vmap': case.vmap, **case.options})
 
 
@@ -142,7 +143,8 @@ def _begin(train: Training) -> None:
     brainstate.nn.init_all_states(train.model, batch_size=train.options.get('batch_size'))
 
 
-def _bptt(train: Training) -> Callable[..., Any]:
+def bptt(train: Training) -> Callable[..., Any]:
+    """``(inputs, targets) -> (gradients, loss)`` of the whole sequence."""
     simulate = simulation(train)
     weights = train.model.states(brainstate.ParamState)
     return lambda x, y: brainstate.transform.grad(
@@ -164,7 +166,7 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
         'reset': (fits and case.rule == 'D_RTRL', lambda t: online(t, traceops.compile, True)),
         'free': (case.rule == 'D_RTRL',
                  lambda t: online(t, traceops.compile, carry_trace=False)),
-        'bptt': (fits, _bptt), 'forward': (True, _forward)}
+        'bptt': (fits, bptt), 'forward': (True, _forward)}
     return {name: make(of_case(case)) for name, (runs, make) in makers.items()
             if runs and (names is None or name in names)}
 

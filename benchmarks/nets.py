@@ -13,10 +13,11 @@ import braintrace
 import jax.numpy as jnp
 import saiunit as u
 
-__all__ = ['Gated', 'Spiking', 'TwoLayer', 'make']
+__all__ = ['Gated', 'Spiking', 'TwoLayer', 'make', 'neurons']
 
 
-def _neuron(n: int, adaptive: bool) -> Any:
+def neurons(n: int, adaptive: bool = False) -> Any:
+    """Leaky integrate-and-fire neurons, or adaptive ones."""
     kw: dict[str, Any] = dict(
         tau=20. * u.ms, R=1. * u.ohm, V_th=1. * u.mV, V_reset=0. * u.mV, V_rest=0. * u.mV,
         spk_fun=braintools.surrogate.ReluGrad(), spk_reset='soft')
@@ -37,7 +38,7 @@ class Spiking(brainstate.nn.Module):
     def __init__(self, n_in: int, n: int, n_out: int, adaptive: bool = False) -> None:
         super().__init__()
         self.linear = _linear(n_in + n, n)
-        self.neuron = _neuron(n, adaptive)
+        self.neuron = neurons(n, adaptive)
         self.readout = braintrace.nn.LeakyRateReadout(
             n, n_out, tau=20. * u.ms, w_init=braintools.init.KaimingNormal())
 
@@ -51,8 +52,8 @@ class TwoLayer(brainstate.nn.Module):
 
     def __init__(self, n_in: int, n: int, n_out: int) -> None:
         super().__init__()
-        self.linear1, self.neuron1 = _linear(n_in + n, n), _neuron(n, True)
-        self.linear2, self.neuron2 = _linear(n + n, n), _neuron(n, True)
+        self.linear1, self.neuron1 = _linear(n_in + n, n), neurons(n, True)
+        self.linear2, self.neuron2 = _linear(n + n, n), neurons(n, True)
         self.readout = braintrace.nn.LeakyRateReadout(
             n, n_out, tau=20. * u.ms, w_init=braintools.init.KaimingNormal())
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from traceops import benchmarks
-from traceops.benchmarks import curves, loops, measure, report, user_programs
+from traceops.benchmarks import curves, loops, measure, report, sparse, user_programs
 from traceops.benchmarks.cases import CASES, Case
 
 TINY = Case('tiny', 'lif', 'D_RTRL', 16, 1e9, 0., steps=5, batch=4)
@@ -167,3 +167,29 @@ def test_programs_are_named(capsys):
     with pytest.raises(SystemExit):
         benchmarks.main(['--programs', '--loops'])
     assert 'leave out --loops' in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures('compiled_quickly')
+@pytest.mark.parametrize('place', [4, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 6))])
+def test_a_sparse_net_from_end_to_end(monkeypatch, place, capsys):
+    monkeypatch.setattr(sparse, 'FIRST_CALLS', 1)
+    monkeypatch.setattr(sparse, 'bptt', sparse.simulation)      # one program less
+    case = dataclasses.replace(sparse.cases((10_000,))[place], n=40, share=0.2, batch=2, steps=8)
+    row = sparse.run(case, 1, progress=False)
+    assert not row['error'] and 0 < row['difference'] <= 1e-5 and 0.01 < row['spikes'] < 0.3
+    text = sparse.markdown([json.loads(json.dumps(row))])
+    assert 'met' in text or 'MISSED' in text
+    assert benchmarks.main(['--sparse', '--list', '--neurons', '500', '127400']) == 0
+    assert 'fly of 500 neurons' in (said := capsys.readouterr().out) and 'fly of 127,400' in said
+
+
+def test_a_sparse_net_with_a_wrong_gradient_gets_no_figure(monkeypatch):
+    grads = iter([jnp.ones(3), jnp.ones(3) * 1.001])
+    monkeypatch.setattr(sparse, '_rate', lambda train: 0.1)
+    monkeypatch.setattr(sparse, 'online', lambda *_, **__: lambda x, y: (next(grads), 0.))
+    case = dataclasses.replace(sparse.cases()[1], n=20, share=0.3, batch=2, steps=8)
+    row = sparse.run(case, 1, progress=False)
+    assert 'gradients differ' in row['error'] and not row['seconds']
+    assert 'REFUSED: gradients differ' in sparse.markdown([row])
+    monkeypatch.setattr(sparse, '_rate', lambda train: 0.)
+    assert 'does not spike' in sparse.run(case, 1, progress=False)['error']
