@@ -16,7 +16,7 @@ from tests.parity.test_rules import compare
 from traceops.compiler import column_blocks
 from traceops.compiler.jaxpr import inlined
 from traceops.compiler.partition import partition_step
-from traceops.compiler.simulation import advance, blocks_of, simulate
+from traceops.compiler.simulation import advance, products_of, simulate
 from traceops.host.explain import LoopsExplanation
 
 
@@ -35,7 +35,7 @@ def partition(batch, n_in, n, asked=True, step=step):
     x, h, W = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (
         (batch, n_in), (batch, n), (n_in + n, n)))
     closed = inlined(jax.make_jaxpr(step)(x, h, W))
-    return partition_step(closed, (0, 1), (0,), (1,), (), blocks=asked)
+    return partition_step(closed, (0, 1), (0,), (1,), (), cpu=asked)
 
 
 @pytest.mark.parametrize('batch, n_in, n, taken', [
@@ -43,8 +43,8 @@ def partition(batch, n_in, n, asked=True, step=step):
     (8, 50, 1024, True), (8, 50, 1000, False),          # 4 MiB: only with rows of 4 KiB
     (8, 50, 128, False), (1, 50, 2048, False), (64, 50, 2048, False)])
 def test_which_products(batch, n_in, n, taken):
-    assert bool(partition(batch, n_in, n).block_products) == taken
-    assert not partition(batch, n_in, n, asked=False).block_products
+    assert bool(partition(batch, n_in, n).products) == taken
+    assert not partition(batch, n_in, n, asked=False).products
 
 
 @pytest.mark.parametrize('n', [1024, 2000])
@@ -52,13 +52,13 @@ def test_the_numbers_are_those_of_the_whole_product(n):
     cut, whole = partition(8, 50, n), partition(8, 50, n, asked=False)
     rng = np.random.RandomState(0)
     W, x, h = (jnp.asarray(rng.randn(*s), jnp.float32) for s in ((50 + n, n), (8, 50), (8, n)))
-    taken = blocks_of(cut, [W])
-    (columns,) = taken.values()
-    assert [c.shape[1] for c in columns] == [*[704] * (n // 704), n % 704]
-    assert not blocks_of(whole, [W])
-    for run in (simulate, advance):
-        a, b = (jax.jit(functools.partial(run, p))([W], [x], [h], given)
-                for p, given in ((cut, taken), (whole, {})))
+    assert [c.shape[1] for c in column_blocks.column_blocks_of(W)] == [*[704] * (n // 704), n % 704]
+    assert len(products_of(cut, [W])) == 1 and not products_of(whole, [W])
+
+    def run(run, p, W, x, h):
+        return run(p, [W], [x], [h], products_of(p, [W]))
+    for one in (simulate, advance):
+        a, b = (jax.jit(functools.partial(run, one, p))(W, x, h) for p in (cut, whole))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6), a, b)
         assert jnp.abs(jax.tree.leaves(a)[0]).min() > 0
 
@@ -74,11 +74,11 @@ def test_spikes_are_those_of_the_whole_product(n):
 
     def spikes(p):
         def run(W, xs, h):
-            given = blocks_of(p, [W])
+            given = products_of(p, [W])
             return jax.lax.scan(lambda h, x: 2 * (simulate(p, [W], [x], h, given)[0],), [h], xs)[1]
         return jax.jit(run)(W, xs, h)[0] > 1
     a, b = spikes(cut), spikes(whole)
-    assert cut.block_products and not whole.block_products
+    assert cut.products and not whole.products
     assert (a == b).all() and 0.02 < a[1:].mean() < 0.6
 
 
@@ -86,7 +86,7 @@ def test_weights_are_cut_outside_of_the_loop():
     cut = partition(8, 50, 1024)
 
     def loop(W, xs, h):
-        given = blocks_of(cut, [W])
+        given = products_of(cut, [W])
         return jax.lax.scan(
             lambda h, x: (simulate(cut, [W], [x], [h], given)[0][0], None), h, xs)[0]
 
@@ -103,9 +103,8 @@ def small_cache(monkeypatch):
     for name, value in (('WIDTH', 2), ('_LARGE', 0), ('_ROWS', range(1, 64))):
         monkeypatch.setattr(column_blocks, name, value)
     cut = []
-    for module in ('compiler.simulation', 'loops.rewrite'):
-        monkeypatch.setattr(f'traceops.{module}.product',
-                            lambda *args: cut.append(1) or column_blocks.product(*args))
+    prepared = column_blocks.prepared
+    monkeypatch.setattr(column_blocks, 'prepared', lambda *args: cut.append(1) or prepared(*args))
     return cut
 
 
@@ -123,5 +122,5 @@ def test_training(float64, small_cache, net, rule, carry):
 @pytest.mark.cpu('column blocks are for a CPU')
 def test_a_loop_written_by_hand(float64, small_cache):
     (loop,) = loop_is_upstreams(tutorial, 'alif', 'd_rtrl')
-    assert small_cache and loop.block_products
-    assert f'- {loop.where}: {loop.block_products} product' in str(LoopsExplanation((loop,)))
+    assert small_cache and loop.products
+    assert f'- {loop.where}: {loop.products[0]}' in str(LoopsExplanation((loop,)))

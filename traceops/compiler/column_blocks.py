@@ -17,7 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['WIDTH', 'takes_column_blocks', 'column_blocks_of', 'product', 'describe']
+__all__ = ['VARYING', 'WIDTH', 'column_blocks_of', 'describe', 'prepared', 'takes_column_blocks']
+
+#: The operand that differs from step to step.
+VARYING = 0
 
 #: Columns of a block: of up to some 2000 inputs, a few MiB. A multiple of 64, so that a block ends
 #: where a tile of the whole product does, and what is left over is the same in both. (448 to 768
@@ -55,9 +58,10 @@ def column_blocks_of(weights: Any) -> list[Any]:
             for start in range(0, weights.shape[1], WIDTH)]
 
 
-def product(operation: Any, left: Any, blocks: Sequence[Any]) -> Any:
-    """The operation on ``left`` and the weights, given in blocks."""
-    return jnp.concatenate([
+def prepared(operation: Any, weights: Any) -> Callable[[Any], Any]:
+    """The operation as a function of its left operand."""
+    blocks = column_blocks_of(weights)
+    return lambda left: jnp.concatenate([
         operation.primitive.bind(left, block, **operation.params) for block in blocks], -1)
 
 

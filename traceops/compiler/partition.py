@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, DropVar, Literal
 
-from traceops.compiler.column_blocks import takes_column_blocks
 from traceops.compiler.downstream import downstream_groups
 from traceops.compiler.jaxpr import backward_slice, is_pure, part, producers, reached
+from traceops.compiler.products import takes_another_form
 from traceops.compiler.residuals import minimum_cut
 
 __all__ = ['StepPartition', 'is_expensive', 'partition_step']
@@ -63,9 +64,9 @@ class StepPartition:
         loop of its own (see :mod:`traceops.compiler.downstream`).
     counting : tuple of int
         Numbers of carried outputs that count steps and that nothing else reads.
-    block_products : tuple of equations
-        Products that the loop over time takes in column blocks
-        (see :mod:`traceops.compiler.column_blocks`).
+    products : tuple of equations
+        Products that the loop over time takes in another form
+        (see :mod:`traceops.compiler.products`).
     unroll : int
         Steps in an iteration of a loop over time.
     """
@@ -81,7 +82,7 @@ class StepPartition:
     entered: dict[Any, Any]
     downstream: tuple[tuple[int, ...], ...]
     counting: tuple[int, ...]
-    block_products: tuple[Any, ...]
+    products: tuple[Any, ...]
     simulation: tuple[Any, ...]
     recomputed: tuple[Any, ...]
     unroll: int
@@ -155,7 +156,7 @@ class StepPartition:
 def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequence[int],
                    stacked: Sequence[int], summed: Sequence[int],
                    in_loop: Sequence[int] = (), counter: int | None = None,
-                   blocks: bool = False, unroll: int = 1) -> StepPartition:
+                   cpu: bool = False, unroll: int = 1) -> StepPartition:
     """Cut a step in two.
 
     Parameters
@@ -168,8 +169,8 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
         Outputs, as in :class:`StepPartition`; the loop-invariant ones among them are detected.
     counter : int, optional
         The carried output that goes up by one a step.
-    blocks : bool
-        Whether products with large weights are taken in column blocks.
+    cpu : bool
+        Whether products are taken in the form that a CPU is quickest with.
     unroll : int
         Steps in an iteration of a loop over time.
     """
@@ -202,11 +203,13 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
     residuals, entered = _residuals(
         jaxpr, simulation, outvars, core, passes, expensive, constant, slices)
     recomputed, _ = backward_slice(jaxpr, outvars, given={*residuals, *entered})
-    block_products = tuple(e for e in simulation
-                           if blocks and takes_column_blocks(e, e.invars, varies.__contains__))
+    known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    products = tuple(e for e in simulation if cpu and takes_another_form(
+        e, e.invars, lambda v: not isinstance(v, Literal) and v in varies,
+        lambda v: isinstance(v, Literal) or v in known and not isinstance(known[v], Tracer)))
     return StepPartition(
         closed, varying, tuple(carried), in_loop, stacked, fixed, tuple(summed), tuple(residuals),
-        entered, tuple(downstream), counting, block_products, tuple(simulation),
+        entered, tuple(downstream), counting, products, tuple(simulation),
         tuple(recomputed), unroll)
 
 

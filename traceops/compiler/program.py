@@ -27,7 +27,7 @@ from traceops.compiler.opened import opened
 from traceops.compiler.partition import StepPartition, is_expensive, partition_step
 from traceops.compiler.recompute import WindowValues, recompute, restore, run_downstream
 from traceops.compiler.shared_signal import SharedSignal, shared_signals
-from traceops.compiler.simulation import Simulate, advance, blocks_of, simulate, simulated
+from traceops.compiler.simulation import Simulate, advance, products_of, simulate, simulated
 from traceops.compiler.trace import Traced, places_of, trace
 from traceops.compiler.types import typed
 from traceops.reasons import Reason
@@ -200,12 +200,12 @@ class StepProgram:
             core, residuals = simulated(
                 self.partition, self.simulate, constant, jax.tree.leaves(xs), core, impure)
             return core, residuals, None, None
-        blocks = blocks_of(self.partition, constant)
+        products = products_of(self.partition, constant)
 
         def step(full: Any, given: Any) -> Any:
             (core, carry), (x, impure) = full, given
             new, in_loop, residuals = simulate(
-                self.partition, constant, jax.tree.leaves(x), core, blocks, impure)
+                self.partition, constant, jax.tree.leaves(x), core, products, impure)
             folded = None
             if fold is not None:
                 known = {**self.partition.whole(same),
@@ -224,11 +224,11 @@ class StepProgram:
     def advance(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
         """The states after ``xs``, and what a second simulation may not do again."""
         constant = self._constant()
-        blocks = blocks_of(self.partition, constant)
+        products = products_of(self.partition, constant)
 
         def body(states: Any, x: Any) -> Any:
             new, impure = advance(
-                self.partition, constant, jax.tree.leaves(x), jax.tree.leaves(states), blocks)
+                self.partition, constant, jax.tree.leaves(x), jax.tree.leaves(states), products)
             return _like(new, states), impure
 
         states, impure = jax.lax.scan(body, states, xs, unroll=self.partition.unroll)
@@ -280,7 +280,7 @@ def traced_step(step: Callable[..., Any], xs: tuple[Any, ...], kept: Sequence[An
 def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: Sequence[Any],
                constants: Sequence[Any], counter: Any,
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
-               blocks: bool = False, unroll: int = 1,
+               cpu: bool = False, unroll: int = 1,
                simulate: Simulate | None = None,
                operations: type | None = None) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
@@ -302,8 +302,8 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
         steps where they are loop-invariant.
     in_loop : sequence of State
         Those of the tape that are computed inside the loop: the input of a forward fold.
-    blocks : bool
-        Whether the loop takes products with large weights in column blocks (for a CPU).
+    cpu : bool
+        Whether the loop takes products in the form that a CPU is quickest with.
     unroll : int
         Steps in an iteration of the loop, and of the loops of downstream states (for a GPU, where
         an iteration has launches of its own and stores the values of all its steps together).
@@ -350,7 +350,7 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
     partition = partition_step(
         closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in in_loop], summed=[sums[i] for i in summed],
-        in_loop=in_loop, counter=counter_out if count == 1 else None, blocks=blocks,
+        in_loop=in_loop, counter=counter_out if count == 1 else None, cpu=cpu,
         unroll=unroll)
     return StepProgram(
         partition=partition, states=states, carried=carried, summed=summed,

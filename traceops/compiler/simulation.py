@@ -10,35 +10,36 @@ from typing import Any
 from jax import lax
 from jax.extend.core import Literal
 
-from traceops.compiler.column_blocks import column_blocks_of, product
 from traceops.compiler.jaxpr import backward_slice, part
 from traceops.compiler.partition import StepPartition
+from traceops.compiler.products import Products, prepared
 
-__all__ = ['Simulate', 'advance', 'blocks_of', 'simulate', 'simulated']
+__all__ = ['Simulate', 'advance', 'products_of', 'simulate', 'simulated']
 
 #: ``(step, constants, slices, states, unroll, downstream=False) -> (states, kept)``, lists of
 #: arrays; ``downstream``: the loop of states that no other state waits for.
 Simulate = Callable[..., tuple[list[Any], list[Any]]]
 
 
-def blocks_of(partition: StepPartition, constant: Sequence[Any]) -> dict[Any, list[Any]]:
-    """The column blocks of the weights of each product that is taken in blocks."""
-    weights = partition.same(constant, [eqn.invars[1] for eqn in partition.block_products])
-    of = {v: column_blocks_of(value) for v, value in weights.items()}
-    return {eqn.outvars[0]: of[eqn.invars[1]] for eqn in partition.block_products}
+def products_of(partition: StepPartition, constant: Sequence[Any]) -> Products:
+    """The products that the loop takes in another form, with these values of the constants."""
+    def value(v: Any) -> Any:
+        return v.val if isinstance(v, Literal) else partition.same(constant, [v])[v]
+
+    return prepared(((e.outvars[0], e, e.invars) for e in partition.products), value)
 
 
 def advance(partition: StepPartition, constant: Sequence[Any], slices: Sequence[Any],
-            carried: Sequence[Any], blocks: dict[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+            carried: Sequence[Any], products: Products) -> tuple[list[Any], list[Any]]:
     """All carried outputs of one step, and its :attr:`StepPartition.impure` values."""
     inputs = partition.inputs((*partition.constant, *partition.varying))
     out = _loop(partition, dict(zip(inputs, (*constant, *slices, *carried), strict=True)),
-                [*partition.leaving, *partition.impure], (), blocks)
+                [*partition.leaving, *partition.impure], (), products)
     return out[:len(partition.carried)], out[len(partition.carried):]
 
 
 def simulate(partition: StepPartition, constant: Sequence[Any], slices: Sequence[Any],
-             core: Sequence[Any], blocks: dict[Any, list[Any]], impure: Sequence[Any] | None = None,
+             core: Sequence[Any], products: Products, impure: Sequence[Any] | None = None,
              ) -> tuple[list[Any], list[Any], list[Any]]:
     """The core and the in-loop outputs of one step, and its residuals.
 
@@ -52,7 +53,7 @@ def simulate(partition: StepPartition, constant: Sequence[Any], slices: Sequence
     if impure is not None:
         env.update(zip(partition.impure, impure, strict=True))
     out = _loop(partition, env, [*core_out, *in_loop, *partition.residuals],
-                partition.residuals, blocks, again=impure is not None)
+                partition.residuals, products, again=impure is not None)
     first, second = len(core_out), len(core_out) + len(in_loop)
     return out[:first], out[first:second], out[second:]
 
@@ -76,7 +77,7 @@ def simulated(partition: StepPartition, run: Simulate, constant: Sequence[Any],
 
 
 def _loop(partition: StepPartition, env: dict[Any, Any], wanted: Sequence[Any],
-          residuals: Sequence[Any], blocks: dict[Any, list[Any]], again: bool = False) -> list[Any]:
+          residuals: Sequence[Any], products: Products, again: bool = False) -> list[Any]:
     """The values ``wanted`` of one step of the loop over time.
 
     A barrier after each residual and the states it is computed from makes XLA compute them
@@ -89,8 +90,9 @@ def _loop(partition: StepPartition, env: dict[Any, Any], wanted: Sequence[Any],
     eqns, _ = backward_slice(
         jaxpr, wanted, set(partition.impure) if again else set(), effects=not again)
     for eqn in eqns:
-        if not blocks.keys().isdisjoint(eqn.outvars):
-            out = [product(eqn, env[eqn.invars[0]], blocks[eqn.outvars[0]])]
+        if not products.keys().isdisjoint(eqn.outvars):
+            operand, product = products[eqn.outvars[0]]
+            out = [product(env[operand])]
         else:
             read = [v for v in dict.fromkeys(
                 v for v in eqn.invars if not isinstance(v, Literal)) if v in env]

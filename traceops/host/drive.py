@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import saiunit as u
 
 from traceops import reasons
-from traceops.compiler.column_blocks import describe
+from traceops.compiler.products import describe
 from traceops.compiler.program import (
     Fold,
     StepProgram,
@@ -165,7 +165,7 @@ def _said(program: StepProgram, K: int, twice: bool = False) -> str:
     """What ``explain`` says of a call in windows."""
     length = f'{K} steps per window' + ', each simulated twice' * twice
     said = program.simulate.describe() if isinstance(program.simulate, Simulator) else []
-    return '; '.join([length, *describe(len(program.partition.block_products)), *said])
+    return '; '.join([length, *describe(program.partition.products), *said])
 
 
 def _gradient_step(learner: Any, step_fn: Callable[..., Any], weights: Any,

@@ -15,7 +15,6 @@ import saiunit as u
 from rich.table import Table
 
 from traceops import ops, reasons
-from traceops.compiler.column_blocks import describe
 from traceops.host import devices, faults, loops, patch, seen, upstream
 from traceops.host.learners import is_fast
 from traceops.host.plan import at_once
@@ -162,7 +161,7 @@ class LoopsExplanation:
             lines.append('- at every step: the loop runs as it is written.')
         lines += _reasons(one for loop in self.loops for one in _declined(loop))
         lines += [f'- {loop.where}: {said}' for loop in self.loops
-                  for said in (*describe(loop.block_products), *loop.simulation,
+                  for said in (*loop.products, *loop.simulation,
                                *_of_events(loop.events))]
         return '\n'.join(lines)
 

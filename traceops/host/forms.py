@@ -65,7 +65,7 @@ def by_form(settings: Any, run: Callable[[bool], Any]) -> Any:
 
 def form_of_loops(together: bool) -> dict[str, Any]:
     """What :func:`~traceops.compiler.program.trace_step` is told of the loops over time."""
-    return {'blocks': not together, 'unroll': UNROLL if together else 1}
+    return {'cpu': not together, 'unroll': UNROLL if together else 1}
 
 
 def simulator_of(settings: Any, together: bool) -> Simulator | None:

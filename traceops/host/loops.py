@@ -21,6 +21,7 @@ import jax
 
 from traceops import reasons
 from traceops.compiler.outside_jit import Programs
+from traceops.compiler.products import describe
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
@@ -53,8 +54,8 @@ class Loop:
         Learners whose gradients wait.
     kept : tuple of (str, str)
         Learners that run as they are written, and why.
-    block_products : int
-        Products with large weights that are taken some columns at a time.
+    products : tuple of str
+        Products that the loop takes in another form.
     events : tuple of str
         Parameters whose gradient is summed over spikes, where few are not zero.
     forward : tuple of (str, str)
@@ -69,7 +70,7 @@ class Loop:
     window: int | None
     deferred: tuple[str, ...]
     kept: tuple[tuple[str, str], ...]
-    block_products: int = 0
+    products: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     forward: tuple[tuple[str, str], ...] = ()
     simulation: tuple[str, ...] = ()
@@ -113,7 +114,7 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         Learner(owner, reasons.LOOP_OF_ONE()) for owner, _ in owners.values()]
     loop, deferred = None, None
     try:
-        loop = TracedLoop(call.equation)
+        loop = TracedLoop(call.equation, call.values)
         if loop.steps > 1:
             analysis = Analysis(loop.flat, loop.carries)
             analysis.learners = learners = [
@@ -198,7 +199,7 @@ def _report(learners: Sequence[Learner], steps: int, forms: _Forms | None) -> No
     loop = Loop(
         simulation=tuple(simulate.describe()) if isinstance(simulate, Simulator) else (),
         where=caller(), steps=steps, window=deferred.window if deferred else None,
-        block_products=deferred.block_products if deferred else 0,
+        products=tuple(describe(deferred.products)) if deferred else (),
         deferred=tuple(name_of(one.owner) for one in waiting),
         kept=tuple((name_of(one.owner), one.reason) for one in learners
                    if one.reason and not one.forward),

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from traceops.compiler.products import Products, prepared
 from traceops.compiler.simulation import Simulate
 from traceops.compiler.types import typed
 from traceops.loops.analysis import Analysis, Learner, Product
@@ -68,8 +69,8 @@ class DeferredLoop:
         Of its body.
     learners : sequence of WindowRule
         Those of :attr:`Analysis.deferred`.
-    blocks : bool
-        Whether products with large weights are taken in column blocks.
+    cpu : bool
+        Whether products are taken in the form that a CPU is quickest with.
     unroll : int
         Steps in an iteration, where the loop does not set more than one.
     simulate : callable, optional
@@ -78,10 +79,10 @@ class DeferredLoop:
     """
 
     def __init__(self, original: Callable[..., Any], loop: TracedLoop, analysis: Analysis,
-                 learners: Sequence[WindowRule], blocks: bool, unroll: int,
+                 learners: Sequence[WindowRule], cpu: bool, unroll: int,
                  simulate: Simulate | None = None) -> None:
         self.original, self.loop, self.analysis = original, loop, analysis
-        self.learners, self.blocks = learners, blocks
+        self.learners = learners
         self.unroll = unroll if loop.unroll == 1 else loop.unroll
         found = [one.found for one in learners]
         self.kept = Kept(analysis, found)
@@ -96,7 +97,7 @@ class DeferredLoop:
         self.wanted = [*(analysis.leaving[i] for i in self.live), *body.outputs, *body.reads]
         self.at_once = None if simulate is None else StepsAtOnce(body, simulate, self.unroll)
         self.window = self._choose_window()
-        self.block_products = 0               # known once it has run
+        self.products = self.kept.products(loop.known) if cpu else []
 
     def __call__(self, *operands: Any) -> list[Any]:
         """The results of the loop's equation."""
@@ -110,13 +111,13 @@ class DeferredLoop:
     # -- a step --------------------------------------------------------------------------------
 
     def _step(self, constants: dict[Value, Any], carry: Any, x: Any,
-              blocks: dict[Value, list[Any]]) -> Any:
+              products: Products) -> Any:
         live, inners = carry
         analysis, carries = self.analysis, self.loop.carries
         env = dict(constants)
         env.update(zip((analysis.entering[i] for i in self.live), live, strict=True))
         env.update(zip(analysis.flat.inputs[carries:], x, strict=True))
-        self.kept.run(env, self.wanted, blocks)
+        self.kept.run(env, self.wanted, products)
         new = [read(env, analysis.leaving[i]) for i in self.live]
         ys = [read(env, v) for v in analysis.flat.outputs[carries:]]
         both = [one.digest(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
@@ -147,20 +148,22 @@ class DeferredLoop:
     def _run(self, *operands: Any) -> list[Any]:
         consts, init, xs = self.loop.split(operands)
         constants = self._constants(consts, init)
-        blocks = self.kept.blocks(
-            lambda v: self.kept.constant(v, dict(constants))) if self.blocks else {}
-        self.block_products = len(blocks)
+        known = self.loop.known         # of patterns, which are tracers among the operands
+        products = prepared(
+            ((n.outputs[0], n, n.inputs) for n in self.products),
+            lambda v: known[v] if v in known else self.kept.constant(v, dict(constants)))
         if self.loop.reverse:
             xs = [jnp.flip(a, 0) for a in xs]
         full = ([init[i] for i in self.live], [init[i] for i in self.sums],
                 [one.entering(init) for one in self.learners])
         full, ys = self._windows(
-            lambda full, xs_w, count: self._window(constants, blocks, full, xs_w, count), full, xs)
+            lambda full, xs_w, count: self._window(constants, products, full, xs_w, count),
+            full, xs)
         if self.loop.reverse:
             ys = [jnp.flip(a, 0) for a in ys]
         return [*self._carry(full, init), *ys]
 
-    def _window(self, constants: dict[Value, Any], blocks: dict[Value, list[Any]], full: Any,
+    def _window(self, constants: dict[Value, Any], products: Products, full: Any,
                 xs: Any, count: int) -> Any:
         live, sums, carries = full
         inners = [one.inner(c) for one, c in zip(self.learners, carries, strict=True)]
@@ -173,7 +176,7 @@ class DeferredLoop:
             live, ys, records = self.at_once(constants, live, xs, count, constant)
         else:
             (live, inners), (ys, records) = self.original(
-                lambda c, x: self._step(constants, c, x, blocks), (live, inners), xs,
+                lambda c, x: self._step(constants, c, x, products), (live, inners), xs,
                 length=count, unroll=self.unroll)
         solved, after = {}, []
         for one, carry, inner, record in zip(self.learners, carries, inners, records, strict=True):

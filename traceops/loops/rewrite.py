@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from traceops.compiler.column_blocks import column_blocks_of, product, takes_column_blocks
+from traceops.compiler.products import Products, takes_another_form
 from traceops.engine.step import step_of
 from traceops.loops.analysis import NOWHERE, SUMS, Analysis, Learner, Product, Scale
 from traceops.loops.flat import Constant, Node, Value, apply, evaluate, needed, read
@@ -46,25 +46,27 @@ class Kept:
     def _inputs(self, node: Node) -> list[Value]:
         return [v for v in node.inputs if v not in self.waits]
 
-    def blocks(self, constant: Callable[[Value], Any]) -> dict[Value, list[Any]]:
-        """Of each product with large weights, the column blocks of the weights."""
+    def products(self, known: Mapping[Value, Any]) -> list[Node]:
+        """Those that the loop takes in another form; ``known``: values of constants."""
         def varies(value: Value) -> bool:
             return not self.analysis.is_invariant(value)
 
-        return {n.outputs[0]: column_blocks_of(constant(n.inputs[1]))
-                for n in self.analysis.flat.nodes
-                if n not in self.removed and takes_column_blocks(n, n.inputs, varies)}
+        def is_known(value: Value) -> bool:
+            return isinstance(value, Constant) or value in known
+
+        return [n for n in self.analysis.flat.nodes if n not in self.removed
+                and takes_another_form(n, n.inputs, varies, is_known)]
 
     def run(self, env: dict[Value, Any], outputs: Sequence[Value],
-            blocks: dict[Value, list[Any]]) -> None:
+            products: Products) -> None:
         """Compute what ``outputs`` need; waiting gradients count as zero."""
         nodes = [n for n in self.analysis.flat.nodes if n not in self.removed
                  and not (n.outputs and self.waits.issuperset(n.outputs))]
         for node in needed(nodes, outputs, self._inputs):
             zero = [v in self.waits for v in node.inputs]
-            if not blocks.keys().isdisjoint(node.outputs):
-                (out,) = node.outputs
-                env[out] = product(node, read(env, node.inputs[0]), blocks[out])
+            if not products.keys().isdisjoint(node.outputs):
+                operand, product = products[node.outputs[0]]
+                env[node.outputs[0]] = product(read(env, operand))
             elif not any(zero):
                 evaluate([node], env)
             elif node.name == 'concatenate':

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from traceops.compiler.jaxpr import interpreted
-from traceops.loops.flat import Flat, flatten
+from traceops.loops.flat import Flat, Value, flatten
 
 __all__ = ['TracedCall', 'TracedLoop']
 
@@ -27,9 +27,15 @@ class TracedLoop:
     reverse : bool
     carries : int
         How many of the body's inputs (after the constants) and outputs are carries.
+
+    Parameters
+    ----------
+    equation : JaxprEqn
+    values : mapping of variables to arrays
+        What is known of its operands already.
     """
 
-    def __init__(self, equation: Any) -> None:
+    def __init__(self, equation: Any, values: Mapping[Any, Any]) -> None:
         params = equation.params
         self.primitive, self.params = equation.primitive, params
         self.closed, self.steps = params['jaxpr'], params['length']
@@ -39,11 +45,19 @@ class TracedLoop:
         self.carries = sum(map(_same_rank, body.outvars, outer.outvars))
         slices = len(body.invars) - sum(map(_same_rank, body.invars, outer.invars))
         self.constants = len(body.invars) - slices - self.carries
+        self._given = [v.val if isinstance(v, Literal) else values.get(v)
+                       for v in outer.invars[:self.constants]]
 
     @cached_property
     def flat(self) -> Flat:
         """The body."""
         return flatten(self.closed, self.constants)
+
+    @cached_property
+    def known(self) -> dict[Value, Any]:
+        """Those of the constants of :attr:`flat` whose values are known."""
+        return {v: a for v, a in zip(self.flat.constants, self._given, strict=True)
+                if a is not None}
 
     def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
         """Constants, carries and slices."""
@@ -87,6 +101,12 @@ class TracedCall:
         self.closed = jax.make_jaxpr(scan)()
         loops = [e for e in self.closed.jaxpr.eqns if e.primitive.name == 'scan']
         self.equation: Any = loops[0] if len(loops) == 1 else None
+
+    @property
+    def values(self) -> dict[Any, Any]:
+        """Variables of :attr:`closed` whose values are known."""
+        return {v: a for v, a in zip(self.closed.jaxpr.constvars, self.closed.consts, strict=True)
+                if not isinstance(a, jax.core.Tracer)}
 
     def run(self, loop: Callable[..., Sequence[Any]] | None = None) -> Any:
         """The result; of ``loop`` in the place of the original, ``(*operands) -> results``."""
