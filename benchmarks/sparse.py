@@ -39,8 +39,6 @@ CONNECTIONS, FLY = 115, 127_400
 RANK, N_IN, N_OUT = 20, 60, 4
 #: A spiking net that hardly spikes proves nothing: spikes a neuron and step, at least.
 SILENT = 1e-3
-#: Programs of each that are compiled.
-FIRST_CALLS = 3
 _JUDGED = 'upstream', 'traceops'
 
 
@@ -53,6 +51,7 @@ class SparseCase:
     of neurons, those that are connected. Bars: ``ratio``, upstream / traceops at least;
     ``learning``, learning / forward at most; ``budget``: whether temporary memory is to stay
     within ``memory_budget``. The first call is not to take longer than upstream's, anywhere.
+    ``bptt``: whether it fits. ``compiles``: programs that are compiled for its time.
     """
 
     name: str
@@ -63,6 +62,8 @@ class SparseCase:
     ratio: float | None = None
     learning: float | None = None
     budget: bool = False
+    bptt: bool = True
+    compiles: int = 3
     carry: bool = True
     batch: int = 8
     steps: int = 50
@@ -85,7 +86,8 @@ def cases(sizes: Sequence[int] = (10_000,)) -> tuple[SparseCase, ...]:
         SparseCase('trained, N = 1,000, 2 %, D-RTRL', trained, d, 1000, 0.02, 4.),
         SparseCase('trained, N = 1,000, 2 %, D-RTRL, not carried', trained, d, 1000, 0.02, 8.,
                    carry=False),
-        SparseCase('trained, N = 20,000, 1 %, ES-D-RTRL', trained, es, 20_000, 0.01, budget=True),
+        SparseCase('trained, N = 20,000, 1 %, ES-D-RTRL', trained, es, 20_000, 0.01, budget=True,
+                   bptt=False, compiles=1),
         SparseCase('frozen, element-wise trained, N = 10,000, D-RTRL', 'element-wise', d, 10_000,
                    CONNECTIONS / 10_000),
     )
@@ -171,7 +173,7 @@ def run(case: SparseCase, repeats: int, progress: bool = True) -> dict[str, Any]
     makers: dict[str, Callable[[Training], Callable[..., Any]]] = {
         'upstream': lambda t: online(t, braintrace.compile),
         'traceops': lambda t: online(t, traceops.compile, **settings),
-        'bptt': bptt, 'forward': simulation}
+        **({'bptt': bptt} if case.bptt else {}), 'forward': simulation}
     fns = {name: make(_training(case)) for name, make in makers.items()}
     programs = {name: jitted(fn) for name, fn in fns.items()}
     grads = [programs[name](*args)[0] for name in _JUDGED]
@@ -181,7 +183,7 @@ def run(case: SparseCase, repeats: int, progress: bool = True) -> dict[str, Any]
         return out
     del grads
     alone: dict[str, list[float]] = {name: [] for name in _JUDGED}
-    for name in _JUDGED * FIRST_CALLS:      # what is imported and kept has been by now
+    for name in _JUDGED * case.compiles:      # what is imported and kept has been by now
         seconds, program = compiled(fns[name], *args)
         alone[name].append(seconds)
         out['temporaries'][name] = program.memory_analysis().temp_size_in_bytes
@@ -210,7 +212,7 @@ def cells(f: dict[str, Any]) -> list[str]:
     t, first = f['seconds'], f['first_call']
     used = {who: size / 2 ** 20 for who, size in f['temporaries'].items()}
     ours = _against(used['traceops'], f['memory_budget'] / 2 ** 20 if f['budget'] else None, True)
-    return [f['name'], *(f'{t[who] * 1e3:.1f}' for who in (
+    return [f['name'], *(f'{t[who] * 1e3:.1f}' if who in t else '-' for who in (
                 'upstream', 'traceops', 'bptt', 'forward')),
             _against(t['upstream'] / t['traceops'], f['ratio']),
             _against(t['traceops'] / t['forward'], f['learning'], True),

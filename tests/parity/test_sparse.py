@@ -7,6 +7,7 @@ import braintrace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import saiunit as u
 
 import traceops
 from tests.parity.harness import assert_close, assert_same_states, both, compiled, pair, start
@@ -37,27 +38,35 @@ def _twice():
 PATTERNS = {
     'csr': lambda: brainevent.CSR.fromdense(jnp.asarray(_dense())),
     'csc': lambda: brainevent.CSC.fromdense(jnp.asarray(_dense())),
+    'csr.T': lambda: brainevent.CSR.fromdense(jnp.asarray(_dense().T)).T,
+    'tcsr': lambda: brainevent.TCSR(brainevent.CSR.fromdense(jnp.asarray(_dense()))),
+    'tcsr.T': lambda: brainevent.TCSR(brainevent.CSR.fromdense(jnp.asarray(_dense().T))).T,
+    'dense': lambda: brainevent.Dense(jnp.asarray(_dense())),
+    'jit-scalar': lambda: brainevent.JITCScalarR((0.5, 0.5, 42), shape=(N_IN + N, N)),
     'per-pre': lambda: _fixed(brainevent.FixedNumPerPre),
     'per-post': lambda: _fixed(brainevent.FixedNumPerPost),
     'twice': _twice,
 }
 
 
-def net(pattern, weight_fn=None, bias=False, homogeneous=False):
+def net(pattern, weight_fn=None, bias=False, homogeneous=False, units=False):
     class Sparse(Hidden):
         def make(self):
             matrix = self.matrix = PATTERNS[pattern]()
             if homogeneous:
                 self.matrix = brainevent.CSR((jnp.ones(1), matrix.indices, matrix.indptr),
                                              shape=matrix.shape)
-            self.w = _weight(*self.matrix.data.shape)
+            self.w = _weight(*jnp.shape(getattr(self.matrix, 'data', ())))
+            if units:
+                self.w.value = self.w.value * u.mS
             self.b = _weight(N) if bias else None
 
         def op(self, x, h):
-            return braintrace.sparse_matmul(
+            out = braintrace.sparse_matmul(
                 jnp.concatenate([x, h], -1), self.w.value, sparse_mat=self.matrix,
                 bias=self.b.value if bias else None, weight_fn=weight_fn,
                 bias_fn=jnp.tanh if bias else None)
+            return out / u.mS if units else out
     return Net(Sparse)
 
 
@@ -81,6 +90,15 @@ def _slow(*case):
     _slow('csr', 'ostl', False, True, {'bias': True}),
     _slow('csr', 'three-factor', True, True, {}),
     ('csr', 'es', False, True, {'weight_fn': _normalised}),
+    ('csr', 'd_rtrl', False, True, {'weight_fn': jnp.sin, 'units': True}),
+    ('dense', 'es', False, True, {}),
+    *(_slow(*case) for case in (
+        ('csc', 'es', True, True, {'units': True}), ('csr.T', 'd_rtrl', False, True, {}),
+        ('csr', 'es', True, True, {'homogeneous': True}), ('jit-scalar', 'es', False, True, {}),
+        ('per-pre', 'es', True, True, {'units': True}))),
+    *(pytest.param(*case, marks=pytest.mark.skipif(
+        'TCSR' not in vars(brainevent), reason='this brainevent has no TCSR')) for case in (
+            ('tcsr', 'd_rtrl', False, True, {}), ('tcsr.T', 'es', True, True, {}))),
 ])
 def test_as_upstream(pattern, rule, vmap, carry, options):
     """Two calls, the second with a trace that enters, in windows of three of seven steps."""
@@ -94,8 +112,29 @@ def test_as_upstream(pattern, rule, vmap, carry, options):
     assert got.inner._last_call[0] == 'window'
     said = ' '.join(str(traceops.explain(got.learner)).split())
     assert 'pass a step' not in said
-    rows = pattern in ('csr', 'csc', 'twice') and not options.get('homogeneous')
+    rows = pattern in ('csr', 'csc', 'csr.T', 'twice') and not options.get('homogeneous')
     assert ('1 product with sparse weights, a row of the result at a time' in said) == rows
+
+
+@pytest.mark.slow
+def test_one_sample():
+    one = net('csc', bias=True)
+    want = start(braintrace.compile, one, 'd_rtrl', 7, batched=False)
+    with traceops.configured(window=3):
+        got = start(traceops.compile, one, 'd_rtrl', 7, batched=False)
+    a, b = both(want, got, lambda run: run.grad())
+    assert_close(a, b, 1e-10, nonzero=True)
+    assert got.inner._last_call[0] == 'window'
+
+
+@pytest.mark.parametrize('pattern, rule', [('csr', 'd_rtrl'), ('per-pre', 'd_rtrl')])
+def test_what_upstream_refuses_is_refused(pattern, rule):
+    """One weight for all synapses, and weights in rows, have no D-RTRL trace upstream."""
+    one = net(pattern, homogeneous=pattern == 'csr')
+    for compiler in (braintrace.compile, traceops.compile):
+        run = start(compiler, one, rule, 7)
+        with pytest.raises((AssertionError, ValueError), match='[Ww]eights'):
+            run.grad()
 
 
 def test_a_window_stores_no_rows_of_synapses():

@@ -38,6 +38,8 @@ TRANSFORMS = {
     'signed': lambda w: jnp.abs(w) * (2 * MASK - 1),
     'clipped': lambda w: jnp.where(w > 0, w ** 2, 0.1 * w),
     'normalised': normalised,
+    'mixed': lambda w: w / jnp.sqrt(jnp.sum(w ** 2)),
+    'two outputs mixed': lambda w: w.at[:, 5].add(w[:, 4] ** 2),
 }
 
 
@@ -152,6 +154,20 @@ def test_a_transform_that_mixes_weights_takes_a_pass_a_step(vmap):
     assert_same_states(want, got, 1e-10)
     assert 'is transformed' in ' '.join(str(traceops.explain(got.learner)).split())
     assert not any(v.has_closed_form(got.inner) for v in relation_views(got.inner))
+
+
+@pytest.mark.parametrize('transform', ['mixed', 'two outputs mixed'])
+def test_a_transform_that_mixes_outputs_is_upstreams(transform):
+    """Whose trace follows each weight's own output. ES-D-RTRL has no such trace."""
+    want, got = pair(net(transform), 'd_rtrl', 7, window=3)
+    a, b = both(want, got, lambda run: run.grad())
+    assert_close(a, b, 1e-10, nonzero=True)
+    said = ' '.join(str(traceops.explain(got.learner)).split())
+    assert 'weight_fn acts neither on each weight alone nor on those of each output' in said
+    want, got = pair(net(transform), 'es', 7, window=3)
+    a, b = both(want, got, lambda run: run.grad())
+    assert_close(a, b, 1e-10, nonzero=True)
+    assert got.inner._last_call[0] == 'window'
 
 
 def test_the_trace_of_a_masked_weight_is_no_loop(monkeypatch):

@@ -157,6 +157,8 @@ def _graph_reason(learner: Any) -> Reason | None:
                     parameter=_parameter(relation), equation=relation.eqn_params['equation'],
                     shared=shared)
     for view in relation_views(learner):
+        if isinstance(learner, upstream.ParamDimVjpAlgorithm) and view.mixed:
+            return reasons.MIXED(parameter=_parameter(view.relation), key=view.mixed[0])
         for group in view.relation.hidden_groups:
             if not _fits(view, group):
                 return reasons.POSITIONS(

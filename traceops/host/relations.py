@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from traceops.compiler.spikes import has_spikes
 from traceops.engine.weight_vjp import input_dependent, weight_vjp
 from traceops.host import upstream
-from traceops.host.sparse import has_synapses, sparse_gradient
-from traceops.host.transforms import is_elementwise, is_transformed
+from traceops.host.sparse import has_synapses, sparse_gradient, targets_of
+from traceops.host.transforms import is_elementwise, is_transformed, mixed
 
 __all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
            'stack_states', 'weight_bytes']
@@ -81,6 +83,19 @@ class RelationView:
     def is_low_rank(self) -> bool:
         """Whether the trace is that of two matrices: the product of both, and the second."""
         return upstream.is_low_rank(self.relation) and is_elementwise(self.relation)
+
+    @property
+    def mixed(self) -> list[str]:
+        """Operands of which the op mixes the weights of different outputs (see :func:`mixed`)."""
+        def outputs_of(key: str) -> Any:
+            shape = self.relation.trainable_vars[key].aval.shape
+            if self.is_dense:
+                return np.broadcast_to(np.arange(shape[-1]), shape)
+            if not has_synapses(self.relation):
+                return None
+            outputs = targets_of(self.relation) if key == 'weight' else np.arange(shape[-1])
+            return outputs.reshape(shape) if outputs.size == math.prod(shape) else None
+        return mixed(self.relation, outputs_of)
 
     def has_closed_form(self, learner: Any) -> bool:
         """Whether the trace that leaves a window is one update of the one that enters it."""

@@ -16,7 +16,14 @@ from traceops.host import upstream
 from traceops.host.transforms import pulled_back
 from traceops.ops import sparse_trace_gradient
 
-__all__ = ['Synapses', 'has_synapses', 'sparse_gradient']
+__all__ = ['Synapses', 'has_synapses', 'sparse_gradient', 'targets_of']
+
+
+#: Class of pattern: the axis by whose neurons synapses are stored, and whether it is the sources'.
+_KNOWN = {brainevent.CSR: (0, True), brainevent.CSC: (1, False),
+          brainevent.FixedNumPerPre: (0, True), brainevent.FixedNumPerPost: (1, False)}
+if 'TCSR' in vars(brainevent):      # since 0.3; a transposed one is stored by its own rows too
+    _KNOWN[brainevent.TCSR] = 0, True
 
 
 def has_synapses(relation: Any) -> bool:
@@ -29,13 +36,28 @@ def _stored(matrix: Any) -> tuple[Any, int, bool] | None:
 
     The latter is how many neurons there are, and whether these are the sources.
     """
-    known = {brainevent.CSR: (0, True), brainevent.CSC: (1, False),
-             brainevent.FixedNumPerPre: (0, True), brainevent.FixedNumPerPost: (1, False)}
-    found = known.get(type(matrix))
+    found = _KNOWN.get(type(matrix))
     if found is None or isinstance(matrix.indices, jax.core.Tracer):
         return None
     axis, of_sources = found
     return matrix.indices, matrix.shape[axis], of_sources
+
+
+def _ends(matrix: Any) -> tuple[Any, Any, bool]:
+    """Sources and targets of the synapses as they are stored, and whether sources are in order."""
+    stored = _stored(matrix)
+    assert stored is not None
+    indices, count, of_sources = stored
+    other = np.asarray(indices).reshape(-1).astype(np.int32)
+    lengths = np.diff(np.asarray(matrix.indptr)) if hasattr(matrix, 'indptr') else (
+        other.size // max(count, 1))
+    own: Any = np.repeat(np.arange(count, dtype=np.int32), lengths)
+    return (own, other, True) if of_sources else (other, own, False)
+
+
+def targets_of(relation: Any) -> Any:
+    """The output of every synapse of a sparse op, as its weights are stored: int32 ``[K]``."""
+    return _ends(upstream.sparse_matrix(relation))[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +91,8 @@ class Synapses:
         large constants.
         """
         matrix = upstream.sparse_matrix(relation)
-        stored = _stored(matrix)
-        assert stored is not None
-        indices, count, of_sources = stored
-        other = np.asarray(indices).reshape(-1).astype(np.int32)
-        lengths = np.diff(np.asarray(matrix.indptr)) if hasattr(matrix, 'indptr') else (
-            other.size // max(count, 1))
-        own: Any = np.repeat(np.arange(count, dtype=np.int32), lengths)
-        sources, targets = (own, other) if of_sources else (other, own)
-        order = None if of_sources else np.argsort(sources, kind='stable')
+        sources, targets, in_order = _ends(matrix)
+        order = None if in_order else np.argsort(sources, kind='stable')
         places = None
         if order is not None:
             places = np.empty(order.size, np.int32)

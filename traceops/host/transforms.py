@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from traceops.compiler.jaxpr import elementwise, inlined
 
-__all__ = ['is_elementwise', 'is_transformed', 'pulled_back', 'slope', 'used']
+__all__ = ['is_elementwise', 'is_transformed', 'mixed', 'pulled_back', 'slope', 'used']
 
 
 def _function(relation: Any, key: str) -> Any:
@@ -54,6 +56,51 @@ def used(relation: Any, weights: dict[str, Any], key: str) -> Any:
     """A weight as the op uses it."""
     function = _function(relation, key)
     return weights[key] if function is None else function(weights[key])
+
+
+def mixed(relation: Any, outputs_of: Callable[[str], Any]) -> list[str]:
+    """The operands whose transform mixes weights of different outputs of the op, or may.
+
+    Then the trace of a weight follows its own output alone upstream, and not what its weight does
+    to the others. Found by trial: gradients at some of the outputs, and where they arrive.
+
+    Parameters
+    ----------
+    relation : relation
+    outputs_of : callable
+        Name of an operand -> the output of each of its elements, or ``None`` if that is not known.
+    """
+    return [key for key, var in relation.trainable_vars.items()
+            if (function := _function(relation, key)) is not None
+            and not _is_elementwise(function, var.aval)
+            and _mixes(function, var.aval, outputs_of(key))]
+
+
+def _mixes(function: Any, aval: Any, outputs: Any) -> bool:
+    if outputs is None:
+        return True
+    rng = np.random.default_rng(0)
+    weight, at = (rng.uniform(0.1, 0.9, aval.shape).astype(aval.dtype) for _ in range(2))
+
+    def pull(weight: Any, cotangent: Any) -> Any:
+        return jax.vjp(function, weight)[1](cotangent)[0]
+
+    try:
+        closed = jax.make_jaxpr(pull)(weight, at)
+        # an array of the program around this one has no values: any will do
+        consts = [rng.uniform(0.1, 0.9, a.shape).astype(a.dtype)
+                  if isinstance(a, jax.core.Tracer) else a for a in closed.consts]
+        for bit in range(int(outputs.max(initial=0)).bit_length()):     # any two differ in one
+            for one in (0, 1):
+                some = outputs >> bit & 1 == one
+                with jax.ensure_compile_time_eval():
+                    (found,) = jax.core.eval_jaxpr(
+                        closed.jaxpr, consts, weight, np.where(some, at, 0))
+                if (np.asarray(found)[~some] != 0).any():
+                    return True
+        return False
+    except Exception:       # a shape of its own, a value of a jitted function that is over
+        return True
 
 
 def pulled_back(relation: Any, weights: dict[str, Any], key: str, cotangent: Any) -> Any:
