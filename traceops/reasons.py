@@ -101,8 +101,8 @@ SHARED_AXIS = Kind(
 MIXED = Kind(
     "`{parameter}`: {key}_fn acts neither on each weight alone nor on those of each output, and "
     "upstream's trace follows each weight's own output",
-    'braintrace.ES_D_RTRL, which is served, if its gradient will do; or a transform of each weight, '
-    'or of the weights of each output, by itself')
+    'braintrace.ES_D_RTRL, which is served, if its gradient will do; or a transform of each weight '
+    'by itself, or of the weights of each output')
 POSITIONS = Kind(
     '`{parameter}`: {op} writes {y_shape} into a hidden group of shape {group}',
     'give the output of the op the shape of the hidden state that it feeds')
