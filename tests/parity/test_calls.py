@@ -217,6 +217,28 @@ def test_a_state_of_another_shape():
         ours.grad()
 
 
+def test_the_derivative_of_a_gradient_is_that_of_what_is_computed(float64):
+    """Upstream's is another: it leaves terms out."""
+    scale = brainstate.ParamState(jnp.asarray(1.))
+
+    def compute(compiler, at=None):
+        run = start(compiler, NETS['vanilla'], 'd_rtrl', 5)
+        scale.value = jnp.asarray(1. if at is None else at)
+
+        def norm():
+            grads = run.learner.etrace_grad(run.x * scale.value, run.y, step_fn=run.loss)
+            return sum(jnp.sum(g ** 2) for g in jax.tree.leaves(grads))
+        if at is not None:
+            return brainstate.transform.jit(norm)()
+        return brainstate.transform.jit(
+            lambda: brainstate.transform.grad(norm, scale)())()
+    h = 1e-4
+    for compiler in (braintrace.compile, traceops.compile):
+        change = (compute(compiler, 1. + h) - compute(compiler, 1. - h)) / (2 * h)
+        close = np.isclose(compute(compiler), change, rtol=1e-6, atol=0.)
+        assert close == (compiler is traceops.compile) and abs(change) > 1e-3
+
+
 def test_an_uncompiled_learner():
     model = LIF.make()
     learner = traceops.D_RTRL(model)
