@@ -170,12 +170,14 @@ def test_programs_are_named(capsys):
 
 
 @pytest.mark.usefixtures('compiled_quickly')
-@pytest.mark.parametrize('place', [4, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 6))])
+@pytest.mark.parametrize('place', [
+    4, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 5, 6))])
 def test_a_sparse_net_from_end_to_end(place, capsys):
     case = dataclasses.replace(sparse.cases((10_000,))[place], n=40, share=0.2, batch=2, steps=8,
-                               compiles=1, bptt=False)
+                               compiles=1)
     row = sparse.run(case, 1, progress=False)
-    assert not row['error'] and 0 < row['difference'] <= 1e-5 and 0.01 < row['spikes'] < 0.3
+    assert not row['error'] and 0.01 < row['spikes'] < 0.3
+    assert row['difference'] is None if place == 5 else 0 < row['difference'] <= 1e-5
     text = sparse.markdown([json.loads(json.dumps(row))])
     assert 'met' in text or 'MISSED' in text
     assert benchmarks.main(['--sparse', '--list', '--neurons', '500', '127400']) == 0
