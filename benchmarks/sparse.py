@@ -127,10 +127,10 @@ class Net(brainstate.nn.Module):
 
 def _synapses(n: int, share: float, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     """Data, indices and starts of rows: as many that excite as inhibit, rows in order."""
-    degree = rng.binomial(n, share, n)
-    index = np.concatenate([np.sort(rng.choice(n, k, replace=False)) for k in degree])
-    data = rng.normal(0., 12. / (n * share) ** 0.5, index.size)
-    matrix = scipy.sparse.csr_array((data, index, np.cumsum([0, *degree])), shape=(n, n))
+    pre, post = rng.integers(n, size=(2, round(n * n * share)))
+    data = rng.normal(0., 12. / (n * share) ** 0.5, pre.size)
+    matrix = scipy.sparse.csr_array((data, (pre, post)), shape=(n, n))
+    matrix.sort_indices()
     return (jnp.asarray(matrix.data, jnp.float32), jnp.asarray(matrix.indices, jnp.int32),
             jnp.asarray(matrix.indptr, jnp.int32))
 
