@@ -105,16 +105,20 @@ def pytest_addoption(parser):
 
 #: What runs whole commands, most of it the same whatever the versions: in one of the halves.
 COMMANDS = 'benchmarks', 'demo', 'examples', 'gpufree', 'test_docs.py', 'test_packaging.py'
+#: What depends most on the versions of jax and braintrace: a test without cases is in both halves.
+HOST = 'host', 'parity'
 
 
 def _other_half(config, items):
-    """Every second case of those that are parametrized; other tests are in both halves."""
+    """Every second case of those that are parametrized, and every second test of most folders."""
     half, cases, tests = config.getoption('half'), itertools.count(), pathlib.Path(__file__).parent
     for item in items:
-        if half and item.path.relative_to(tests).parts[0] in COMMANDS:
+        folder = item.path.relative_to(tests).parts[0]
+        if half and folder in COMMANDS:
             if half == 2:
                 yield item
-        elif half and hasattr(item, 'callspec') and next(cases) % 2 == half % 2:
+        elif half and (folder not in HOST or hasattr(item, 'callspec')) and (
+                next(cases) % 2 == half % 2):
             yield item
 
 

@@ -94,7 +94,7 @@ QUICK = {('d_rtrl', False): ('step', 'loop jitted', 'etrace_grad jitted'),
     if (rule, vmap) != ('eprop', True) or way not in UPSTREAM_RAISES])
 def test_nothing_of_a_learner_is_kept(rule, vmap, way):
     alive, size = left_by(WAYS[way], rule, vmap)
-    if (rule, way) == ('es', 'evolve'):         # upstream's own loop, which jax keeps a learner with
+    if (rule, way) == ('es', 'evolve'):      # upstream's own loop, which jax keeps
         assert alive == left_by(evolve, rule, vmap, braintrace.compile)[0]
         return
     assert alive == set()
