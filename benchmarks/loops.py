@@ -73,6 +73,8 @@ CASES = (
     LoopCase('D-RTRL LIF 128, step by hand', _case('D_RTRL', 128, 0.95), by_hand=True, rounds=40),
     LoopCase('ES-D-RTRL LIF 128, step by hand', _case('ES_D_RTRL', 128, 0.95), by_hand=True,
              rounds=40),
+    LoopCase('D-RTRL LIF 1024, batch mode, step by hand', Case(
+        'D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, 1.5, steps=10, batch=8), by_hand=True, rounds=5),
 )
 
 
@@ -100,8 +102,12 @@ def train_step(one: LoopCase, nudged: bool = False) -> Callable[..., Any]:
             brainstate.nn.init_all_states(model)
             learner.compile_graph(inputs[0, 0])
 
-        init()
-        lanes = brainstate.nn.Vmap(learner, vmap_states='new')
+        if case.vmap:
+            init()
+        else:
+            brainstate.nn.init_all_states(model, batch_size=case.batch)
+            learner.compile_graph(inputs[0])
+        lanes = brainstate.nn.Vmap(learner, vmap_states='new') if case.vmap else learner
 
         def loss_fn(x: Any) -> Any:
             out = lanes(x)

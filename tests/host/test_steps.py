@@ -1,8 +1,9 @@
 # Copyright 2026 the traceops authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A single step through the operations that have kernels: as upstream's, to rounding.
+"""A single step through the operations that have kernels, and a sample at a time: as upstream's,
+to rounding.
 
-On a GPU they are what a step is lowered to; here they are called by force.
+On a GPU the first are what a step is lowered to; here they are called by force.
 """
 
 import brainstate
@@ -16,15 +17,16 @@ import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import of_case
 from traceops.engine.step import Step
+from traceops.host import steps
 from traceops.ops import choice
 
 
-def hand_driven(compiler, net, vmap, rule='D_RTRL'):
+def hand_driven(compiler, net, vmap, rule='D_RTRL', **options):
     """Gradients of five steps, each at the weights that the step before has left."""
     brainstate.environ.set(dt=1. * u.ms)
     training = of_case(Case('one', net, rule, 24, None, steps=5, batch=3, vmap=vmap, n_in=7))
     learner = compiler(training.model, training.algorithm, training.inputs[0],
-                       **training.options)
+                       **training.options, **options)
     weights = training.model.states(brainstate.ParamState)
     step = brainstate.transform.jit(lambda x: brainstate.transform.grad(
         lambda: (learner(x) ** 2).sum(), weights)())
@@ -42,10 +44,10 @@ def forced(monkeypatch):
     """Every step that may be fused is; what was."""
     over, taken = Step.over, []
 
-    def fused(self, lanes, fused=False):
-        if self.fused is not None:
+    def fused(self, lanes, way=''):
+        if self.programs['fused'] is not None:
             taken.append('gradient' if 'signal' in self.trees else 'update')
-        return over(self, lanes, self.fused is not None)
+        return over(self, lanes, 'fused')
     monkeypatch.setattr(Step, 'over', fused)
     monkeypatch.setattr(choice, 'devices_needed', lambda: 'as if for a GPU')
     return taken
@@ -61,6 +63,25 @@ def test_a_fused_step_is_upstreams(forced, vmap):
         a, b = np.asarray(a, float), np.asarray(b, float)
         assert np.abs(b).max() > 0
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+
+
+@pytest.mark.cpu('a GPU takes all samples at once')
+@pytest.mark.parametrize('net, options', [
+    ('alif', {}), pytest.param('gru', {'vjp_method': 'multi-step'}, marks=pytest.mark.slow)])
+def test_a_step_by_samples_is_upstreams(monkeypatch, net, options):
+    """On a CPU, where the trace of one is large: no copies of it to add the samples up."""
+    over, ways = Step.over, []
+    monkeypatch.setattr(steps, '_LARGE', 0)
+    monkeypatch.setattr(Step, 'over', lambda self, lanes, way='': (
+        ways.append((way, 'signal' in self.trees, self.programs['by_sample'] is not None)),
+        over(self, lanes, way))[1])
+    want = hand_driven(braintrace.compile, net, False, **options)
+    got = hand_driven(traceops.compile, net, False, **options)
+    assert ('by_sample', True, True) in ways
+    for a, b in zip(jax.tree.leaves(got[1:]), jax.tree.leaves(want[1:]), strict=True):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b)
+    assert max(float(abs(a).max()) for a in jax.tree.leaves(got)) > 0
 
 
 @pytest.mark.parametrize('net, rule', [('lif', 'D_RTRL'), ('alif', 'ES_D_RTRL')])

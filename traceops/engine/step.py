@@ -49,14 +49,17 @@ class Step:
         The same as ``program``, through operations that have kernels.
     served : callable, optional
         ``(place) -> bool``: whether they serve it there; with ``fused``.
+    by_sample : ClosedJaxpr, optional
+        The same as ``program``, a sample at a time: for a CPU, where it is not mapped over lanes.
     """
 
     def __init__(self, owner: Any, program: ClosedJaxpr, trees: dict[str, Any], result: Any,
                  fused: ClosedJaxpr | None = None,
-                 served: Callable[[choice.Place], bool] | None = None) -> None:
+                 served: Callable[[choice.Place], bool] | None = None,
+                 by_sample: ClosedJaxpr | None = None) -> None:
         self._owner = weakref.ref(owner)
         self.program, self.trees, self.result = program, trees, result
-        self.fused, self.served = fused, served
+        self.served, self.programs = served, {'fused': fused, 'by_sample': by_sample}
         self._mapped: dict[Any, Callable[..., Any]] = {}
 
     @property
@@ -77,20 +80,23 @@ class Step:
         return {name: self.trees[name].unflatten(leaves)
                 for name, leaves in self.split(flat).items()}
 
-    def over(self, lanes: Lanes, fused: bool = False) -> Callable[..., Any]:
-        """The function of flat operands, mapped over each level of lanes, outermost first."""
-        if (lanes, fused) not in self._mapped:
-            program = self.fused if fused and self.fused is not None else self.program
-            fn: Callable[..., Any] = jaxpr_as_fun(program)
+    def over(self, lanes: Lanes, way: str = '') -> Callable[..., Any]:
+        """The function of flat operands, mapped over each level of lanes, outermost first.
+
+        ``way``: ``'fused'`` or ``'by_sample'``, where there is such a program.
+        """
+        if (lanes, way) not in self._mapped:
+            program = self.programs.get(way)
+            fn: Callable[..., Any] = jaxpr_as_fun(self.program if program is None else program)
             for mapped in reversed(lanes):
                 fn = jax.vmap(fn, in_axes=[0 if m else None for m in mapped])
             # inlined: the caller's program is upstream's, and tracing happens once
-            self._mapped[lanes, fused] = jax.jit(fn, inline=True)
-        return self._mapped[lanes, fused]
+            self._mapped[lanes, way] = jax.jit(fn, inline=True)
+        return self._mapped[lanes, way]
 
     def bind(self, primitive: Primitive, flat: Sequence[Any]) -> Any:
         """Take the step: the results, in their structure."""
-        devices = None if self.fused is None else choice.devices_needed()
+        devices = None if self.programs['fused'] is None else choice.devices_needed()
         out = primitive.bind(*flat, step=self, lanes=(), devices=devices)
         return self.result.unflatten(out)
 
@@ -110,7 +116,14 @@ def _lower(ctx: Any, *operands: Any, step: Step, lanes: Lanes, devices: Any) -> 
 
 def _lower_for_cuda(ctx: Any, *operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
     fused = step.served is not None and step.served(choice.place(ctx, 'cuda'))
-    return mlir.lower_fun(step.over(lanes, fused), multiple_results=True)(ctx, *operands)
+    way = 'fused' if fused else ''
+    return mlir.lower_fun(step.over(lanes, way), multiple_results=True)(ctx, *operands)
+
+
+def _lower_for_cpu(ctx: Any, *operands: Any, step: Step, lanes: Lanes, devices: Any) -> Any:
+    # samples that are spread over devices stay where they are: taken one by one they would not
+    way = '' if lanes or choice.place(ctx, 'cpu').devices > 1 else 'by_sample'
+    return mlir.lower_fun(step.over(lanes, way), multiple_results=True)(ctx, *operands)
 
 
 def _primitive(name: str) -> Primitive:
@@ -149,6 +162,7 @@ def _primitive(name: str) -> Primitive:
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, _lower)
     mlir.register_lowering(primitive, _lower_for_cuda, platform='cuda')
+    mlir.register_lowering(primitive, _lower_for_cpu, platform='cpu')
     return primitive
 
 

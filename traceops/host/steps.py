@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, Step
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views
-from traceops.host.trace_pass import TracePass, pair_dense
+from traceops.host.trace_pass import TracePass, pair_by_sample, pair_dense
 from traceops.host.types import step_structs
 from traceops.kernels.d_trace_window.launch import MAX_STATES
 from traceops.ops import choice
@@ -26,6 +26,9 @@ from traceops.ops.primitive import OPERATIONS
 from traceops.ops.report import why
 
 __all__ = ['Steps', 'is_known_free', 'loops_are_watched', 'note_free', 'unwatched']
+
+#: Bytes of one sample's trace from which samples are taken one by one on a CPU.
+_LARGE = 2 ** 16
 
 _unwatched: ContextVar[bool] = ContextVar('traceops_unwatched', default=False)
 _made: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -79,6 +82,7 @@ class Steps:
             for path in relation.trainable_paths.values()))
         self._methods = {UPDATE: self._update, GRADIENT: self._gradient, PREVIOUS: self._previous}
         self._fused = {UPDATE: self._fused_update, GRADIENT: self._fused_gradient}
+        self._by_sample = {GRADIENT: self._gradient_by_sample, PREVIOUS: self._previous_by_sample}
         self._upstream_update, self._upstream_solve = update, solve
         self._upstream_previous = previous
         self.start, self.operands = step_structs(learner)
@@ -123,14 +127,17 @@ class Steps:
         traced = self._traced_of(primitive, self._methods[primitive], trees, flat)
         step = self._steps.get(traced.jaxpr)
         if step is None:
-            fused = served = None
+            fused = served = by_sample = None
             if primitive in self._fused and self._with_kernels and choice.devices_needed():
                 fused = self._traced_of(primitive, self._fused[primitive], trees, flat).jaxpr
                 served = functools.partial(
                     _served, self.learner.traceops_settings.backend,
                     [structs for view in self._with_kernels for structs in self._structs(view)])
+            if primitive in self._by_sample and self._large:
+                by_sample = self._traced_of(
+                    primitive, self._by_sample[primitive], trees, flat).jaxpr
             step = self._steps[traced.jaxpr] = Step(
-                self.learner, traced.jaxpr, trees, traced.out_tree, fused, served)
+                self.learner, traced.jaxpr, trees, traced.out_tree, fused, served, by_sample)
         return step.bind(primitive, flat)
 
     def _traced_of(self, primitive: Any, function: Callable[..., Any], trees: dict[str, Any],
@@ -220,17 +227,51 @@ class Steps:
     def _fused_gradient(self, index: Any, trace: Any, filters: Any, signal: Any,
                         weights: Any) -> Any:
         """In the layout in which the update leaves the trace, so that nothing is transposed."""
-        learner, taken = self.learner, self._with_kernels
         filters = self._filtered(filters, trace)
-        paired = {**trace, **filters}
-        rest = [r for r in learner.graph.hidden_param_op_relations
+        return self._paired({**trace, **filters}, signal, weights, self._with_kernels,
+                            pair_dense), filters
+
+    # -- the gradient of D-RTRL on a CPU, where a sample's trace is large -----------------------
+
+    @functools.cached_property
+    def _large(self) -> tuple[RelationView, ...]:
+        """Relations whose trace is paired with the signal a sample at a time.
+
+        Of all samples together XLA transposes the trace first, in copies of it.
+        """
+        if not isinstance(self.learner, upstream.ParamDimVjpAlgorithm):
+            return ()
+        traces = self.keys.ours(self.learner.etrace_bwg)
+
+        def is_large(view: RelationView) -> bool:
+            shapes = [traces[view.trace_key(g)].value['weight'] for g in view.groups]
+            return upstream.is_batched(view.relation) and all(
+                a.shape[0] > 1 and a.size * a.dtype.itemsize >= a.shape[0] * _LARGE for a in shapes)
+        return tuple(v for v in relation_views(self.learner) if v.is_dense and is_large(v))
+
+    def _gradient_by_sample(self, index: Any, trace: Any, filters: Any, signal: Any,
+                            weights: Any) -> Any:
+        filters = self._filtered(filters, trace)
+        return self._paired({**trace, **filters}, signal, weights, self._large,
+                            pair_by_sample), filters
+
+    def _previous_by_sample(self, index: Any, trace: Any, filters: Any, signal: Any,
+                            weights: Any) -> Any:
+        if not upstream.pairs_with_the_step_before(self.learner):
+            return self._previous(index, trace, filters, signal, weights)
+        return self._paired(trace, signal, weights, self._large, pair_by_sample)
+
+    def _paired(self, trace: Any, signal: Any, weights: Any, taken: Any, pair: Any) -> Any:
+        """What a trace owes to a signal: of some relations by ``pair``, of others upstream's way.
+        """
+        rest = [r for r in self.learner.graph.hidden_param_op_relations
                 if not any(r is view.relation for view in taken)]
         grads = upstream.solve_param_dim(
-            learner, rest, self.keys.upstreams(paired), signal, weights)
+            self.learner, rest, self.keys.upstreams(trace), signal, weights)
         for view in taken:
             for g in view.groups:
-                view.add_to(grads, weights, pair_dense(paired[view.trace_key(g)], signal[g]))
-        return grads, filters
+                view.add_to(grads, weights, pair(trace[view.trace_key(g)], signal[g]))
+        return grads
 
     def _filtered(self, filters: Any, trace: Any) -> Any:
         """The low-pass of the trace after this step, if there is one."""

@@ -20,7 +20,7 @@ from traceops.host.sparse import Synapses
 from traceops.host.transforms import slope, used
 from traceops.ops import d_trace_start, d_trace_window, leaving_window
 
-__all__ = ['TracePass', 'pair_dense']
+__all__ = ['TracePass', 'pair_by_sample', 'pair_dense']
 
 
 class TracePass:
@@ -317,3 +317,17 @@ def pair_dense(trace: dict[str, Any], signal: Any) -> dict[str, Any]:
         b = trace['bias'].astype(signal.dtype).reshape(L.shape)
         named['bias'] = (L * b).sum((0, -1))
     return named
+
+
+def pair_by_sample(trace: dict[str, Any], signal: Any) -> dict[str, Any]:
+    """The same, a sample after the other, each added to a sum that stays in cache."""
+    samples = {k: a.reshape(-1, *a.shape[-2 - (k == 'weight'):]) for k, a in trace.items()}
+    signal = signal.reshape(-1, *signal.shape[-2:])
+
+    def one(total: Any, sample: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, pair_dense(*sample)), None
+
+    # an empty sum: zeros that are placed on devices as the operands are
+    start = pair_dense({k: a[:0] for k, a in samples.items()}, signal[:0])
+    given = {k: a[:, None] for k, a in samples.items()}, signal[:, None]
+    return jax.lax.scan(one, start, given)[0]
