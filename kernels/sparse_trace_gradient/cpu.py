@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,7 +47,16 @@ def sparse_trace_gradient(inputs: Any, delta: Any, sources: Any, targets: Any, *
 def _in_column_blocks(x: Any, d: Any, sources: Any, targets: Any) -> Any:
     """Of ``[R, I]`` and ``[R, O]``."""
     width, outputs, count = x.shape[1], d.shape[1], sources.shape[0]
+
+    def sampled(inputs: Any) -> Callable[[Any, Any], Any]:
+        product = lax.dot_general(inputs, d, (((0,), (0,)), ((), ())),
+                                  precision=lax.Precision.HIGHEST).reshape(-1)
+        return lambda i, o: product.at[i * np.int32(outputs) + o].get(
+            mode='promise_in_bounds', wrap_negative_indices=False)
+
     size = min(width, max(1, _BLOCK // outputs))
+    if size == width:
+        return sampled(x)(sources, targets)
     blocks = -(-width // size)
     few = min(count, _AT_A_TIME)
     first = jnp.searchsorted(sources, np.arange(blocks + 1, dtype=np.int32) * size,
@@ -57,22 +67,17 @@ def _in_column_blocks(x: Any, d: Any, sources: Any, targets: Any) -> Any:
 
     def block(p: Any, found: Any) -> Any:
         start = p * np.int32(size)
-        product = lax.dot_general(
-            lax.dynamic_slice_in_dim(x, start, size, 1), d, (((0,), (0,)), ((), ())),
-            precision=lax.Precision.HIGHEST).reshape(-1)
+        product = sampled(lax.dynamic_slice_in_dim(x, start, size, 1))
 
         def look_up(state: Any) -> Any:
             k, found = state
             i, o = (lax.dynamic_slice_in_dim(a, k, few) for a in (sources, targets))
             # beyond the column block is what the next one overwrites
-            place = jnp.clip(i - start, 0, size - 1) * np.int32(outputs) + o
-            values = product.at[place].get(mode='promise_in_bounds', wrap_negative_indices=False)
+            values = product(jnp.clip(i - start, 0, size - 1), o)
             return k + np.int32(few), lax.dynamic_update_slice_in_dim(found, values, k, 0)
 
         return lax.while_loop(lambda state: state[0] < first[p + 1], look_up,
                               (first[p], found))[1]
 
     found = jnp.zeros(count + few, d.dtype)
-    if blocks == 1:
-        return block(np.int32(0), found)[:count]
     return lax.fori_loop(np.int32(0), np.int32(blocks), block, found)[:count]
