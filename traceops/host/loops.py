@@ -29,7 +29,8 @@ from traceops.host.plan import why_short
 from traceops.host.relations import event_weights
 from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of, note_loop
 from traceops.host.steps import is_known_free, loops_are_watched, note_free, unwatched
-from traceops.loops.analysis import Analysis, Learner, owners_in
+from traceops.loops.analysis import Analysis, Learner
+from traceops.loops.body import owners_in
 from traceops.loops.deferred import DeferredLoop
 from traceops.loops.flat import apply
 from traceops.loops.trace import TracedCall, TracedLoop

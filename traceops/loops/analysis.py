@@ -22,15 +22,15 @@ import jax.numpy as jnp
 from traceops import reasons
 from traceops.compiler.jaxpr import CALLBACKS, effects_of
 from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, step_of
-from traceops.loops.flat import Constant, Flat, Node, Value
+from traceops.loops.body import SUMS, Body, owners_in_params
+from traceops.loops.flat import Flat, Node, Value
 from traceops.reasons import Reason
 
-__all__ = ['NOWHERE', 'SUMS', 'Analysis', 'Learner', 'Product', 'Scale', 'owners_in']
+__all__ = ['NOWHERE', 'Analysis', 'Learner', 'Product', 'Scale']
 
 #: Linear in their only operand.
 _UNARY = frozenset('broadcast_in_dim convert_element_type copy copy_p expand_dims neg reduce_sum '
                    'reshape rev slice squeeze stop_gradient transpose'.split())
-SUMS = frozenset(('add', 'add_any', 'sub'))
 #: What may be done to the gradients of single lanes before they are added up.
 _PER_LANE = frozenset('convert_element_type copy copy_p neg stop_gradient'.split())
 #: Factors of a step: ``('mul' or 'div', value)``, each a scalar or one number per lane.
@@ -92,49 +92,17 @@ class _Refused(Exception):
         self.reason = reason
 
 
-def owners_in(jaxpr: Any) -> dict[int, tuple[Any, int]]:
-    """The learners that take a step anywhere in a jaxpr, by identity, and how many they take."""
-    found: dict[int, tuple[Any, int]] = {}
+class Analysis(Body):
+    """A loop's body, and which of its learners' gradients can wait.
 
-    def add(owner: Any, steps: int) -> None:
-        found[id(owner)] = owner, found.get(id(owner), (None, 0))[1] + steps
-
-    for eqn in getattr(jaxpr, 'eqns', ()):
-        step = step_of(eqn)
-        if step is not None and step.owner is not None:     # else: of a program that outlived it
-            add(step.owner, eqn.primitive is UPDATE)
-        for owner, steps in _owners_in_params(eqn.params):
-            add(owner, steps)
-    return found
-
-
-def _owners_in_params(params: dict[str, Any]) -> Iterable[tuple[Any, int]]:
-    for param in params.values():
-        for one in param if isinstance(param, (tuple, list)) else (param,):
-            yield from owners_in(getattr(one, 'jaxpr', one)).values()
-
-
-class Analysis:
-    """A loop's body, ``(carry, slice) -> (carry, outputs)``, looked through once.
-
-    Parameters
+    Attributes
     ----------
-    flat : Flat
-        The body.
-    carries : int
-        How many of its inputs and outputs are carries.
+    learners : list of Learner
+        Those that take a step in it.
     """
 
     def __init__(self, flat: Flat, carries: int) -> None:
-        self.flat, self.carries = flat, carries
-        self.entering, self.leaving = flat.inputs[:carries], flat.outputs[:carries]
-        self.position = {v: i for i, v in enumerate(self.entering)}
-        self.producer = {v: n for n in flat.nodes for v in n.outputs}
-        self.uses: dict[Value, list[Node]] = {}
-        for node in flat.nodes:
-            for v in dict.fromkeys(node.inputs):
-                self.uses.setdefault(v, []).append(node)
-        self.results = set(flat.outputs)
+        super().__init__(flat, carries)
         self.flows: dict[Value, _Flows] = {}
         self.blocked: dict[Value, _Block] = {}
         #: scalings that the learning signal takes over
@@ -148,7 +116,7 @@ class Analysis:
         for node in flat.nodes:                 # loops inside are looked at on their own
             if node.name != 'scan':
                 self.learners += [Learner(owner, reasons.INSIDE(name=node.name))
-                                  for owner, _ in _owners_in_params(node.params)]
+                                  for owner, _ in owners_in_params(node.params)]
 
     @property
     def deferred(self) -> list[Learner]:
@@ -158,51 +126,6 @@ class Analysis:
     @cached_property
     def steps(self) -> list[Node]:
         return [n for n in self.flat.nodes if step_of(n) is not None]
-
-    @cached_property
-    def invariant(self) -> set[Value]:
-        """Values that are the same at every step."""
-        found = set(self.flat.constants)
-        found.update(v for v, w in zip(self.entering, self.leaving, strict=True) if v is w)
-        for node in self.flat.nodes:
-            if not node.effects and all(self._is_constant(v, found) for v in node.inputs):
-                found.update(node.outputs)
-        return found
-
-    @staticmethod
-    def _is_constant(v: Value, found: set[Value]) -> bool:
-        return isinstance(v, Constant) or v in found
-
-    def is_invariant(self, v: Value) -> bool:
-        return self._is_constant(v, self.invariant)
-
-    # -- accumulators ------------------------------------------------------------------------
-
-    @cached_property
-    def chains(self) -> dict[int, dict[Node, tuple[Value, int]]]:
-        """Carries that are only added to: each addition, with its other operand and sign."""
-        found = {}
-        for i, (v, end) in enumerate(zip(self.entering, self.leaving, strict=True)):
-            chain: dict[Node, tuple[Value, int]] = {}
-            while v is not end:
-                users = self.uses.get(v, [])
-                if len(users) != 1 or v in self.results or users[0].name not in SUMS:
-                    break
-                node = users[0]
-                a, b = node.inputs
-                if a is b or (node.name == 'sub' and v is b) or node.outputs[0].aval.shape \
-                        != v.aval.shape:
-                    break
-                chain[node] = (b if v is a else a, -1 if node.name == 'sub' else 1)
-                v = node.outputs[0]
-            if chain and v is end and not self.uses.get(v) and self.flat.outputs.count(v) == 1:
-                found[i] = chain
-        return found
-
-    @cached_property
-    def _links(self) -> dict[Node, tuple[int, Value, int]]:
-        return {node: (i, *side) for i, chain in self.chains.items()
-                for node, side in chain.items()}
 
     # -- following gradients -----------------------------------------------------------------
 
@@ -238,8 +161,8 @@ class Analysis:
             self.blocked.setdefault(flow.source, reason)
 
     def _through(self, node: Node, incoming: list[_Flows]) -> None:
-        if node in self._links:
-            carry, side, sign = self._links[node]
+        if node in self.links:
+            carry, side, sign = self.links[node]
             self._block((flow for flow in self.flows.get(side, NOWHERE) if flow.per_lane),
                         reasons.LANE_BY_LANE)
             self.sinks.setdefault(carry, []).append((side, sign))

@@ -16,7 +16,8 @@ from traceops.compiler.jaxpr import inlined, narrowed
 from traceops.compiler.partition import StepPartition, partition_step
 from traceops.compiler.recompute import recompute, run_downstream
 from traceops.compiler.simulation import Simulate, simulated
-from traceops.loops.analysis import SUMS, Analysis
+from traceops.loops.analysis import Analysis
+from traceops.loops.body import SUMS
 from traceops.loops.flat import Constant, Value, read
 from traceops.loops.rewrite import Kept
 

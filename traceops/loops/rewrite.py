@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from traceops.compiler.products import Products, takes_another_form
 from traceops.engine.step import step_of
-from traceops.loops.analysis import NOWHERE, SUMS, Analysis, Learner, Product, Scale
+from traceops.loops.analysis import NOWHERE, Analysis, Learner, Product, Scale
+from traceops.loops.body import SUMS
 from traceops.loops.flat import Constant, Node, Value, apply, evaluate, needed, read
 
 __all__ = ['Kept']
