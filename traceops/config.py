@@ -61,11 +61,11 @@ class Settings:
         fails; a backend that is named works or raises. A compiled function keeps the one that
         was in force when it was traced.
     two_phase : bool or None
-        How what a window recorded is digested after the loop over time, which only simulates.
-        ``True``: Jacobians and learning signals of all steps are stored and digested together.
+        How the record of a window is used after the loop over time, which only simulates.
+        ``True``: Jacobians and learning signals of all steps are stored and used together.
         ``False``: a step at a time, most of them never stored. ``None``: together on a GPU, where
-        the launches of a step cost more than its arithmetic. There the loop takes five steps a
-        turn, and what it keeps of them is stored at once.
+        the launches of a step cost more than its arithmetic. There the loop takes five steps an
+        iteration, and what it keeps of them is stored at once.
     reuse_memory : bool
         ``True``: from the first learner made with it on, the process keeps the memory that it
         frees until it ends, so that the arrays of a call are not touched anew in the next. Needs

@@ -56,7 +56,7 @@ class Chained:
 
 
 def chained(step: Step) -> Chained | None:
-    """The step with its chains apart; nothing where it has none.
+    """The step with its chains separate; nothing where it has none.
 
     A chain is a state that is no float32, of which no step reads more than chains, slices and
     constants.

@@ -28,7 +28,7 @@ def simulate_window(step: Callable[..., Any], constants: Sequence[Any], slices: 
     states : sequence of arrays
         Before the first.
     unroll : int
-        Steps in a turn of the loop.
+        Steps in an iteration of the loop.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class Step:
     constants, slices : int
         How many of its inputs are; the others are states.
     unroll : int
-        Steps in a turn of the loop that the reference is.
+        Steps in an iteration of the loop that the reference is.
     spike : str
         The primitive that makes spikes (see :mod:`traceops.compiler.spikes`).
     said : list of str

@@ -83,8 +83,8 @@ def unroll_of(equations: int, size: int, steps: int, unroll: int) -> int:
     if unroll == 1:
         return 1
     longest = min(_OF_A_KERNEL // max(1, equations), math.isqrt(_AT_ONCE // max(1, size)))
-    turns = -(-steps // max(unroll, longest))
-    return -(-steps // turns)
+    iterations = -(-steps // max(unroll, longest))
+    return -(-steps // iterations)
 
 
 def _read(jaxpr: Any, of: Sequence[Any], entering: Sequence[Any],

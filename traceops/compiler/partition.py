@@ -95,8 +95,8 @@ class StepPartition:
     @property
     def core(self) -> tuple[int, ...]:
         """Numbers of the carried outputs that pass on in the loop that simulates."""
-        apart = {i for group in (*self.downstream, self.counting) for i in group}
-        return tuple(i for i in range(len(self.carried)) if i not in apart)
+        separate = {i for group in (*self.downstream, self.counting) for i in group}
+        return tuple(i for i in range(len(self.carried)) if i not in separate)
 
     @property
     def constants(self) -> list[Any]:
@@ -187,13 +187,13 @@ def partition_step(closed: ClosedJaxpr, varying: Iterable[int], carried: Sequenc
     now += [v for e in backward_slice(jaxpr, [*leave, *later])[0]
             if _is_random(e) or not is_pure(e) for v in e.outvars]
     downstream = downstream_groups(jaxpr, leave, enter, now, is_expensive, changing)
-    apart = {i for group in downstream for i in group}
+    separate = {i for group in downstream for i in group}
     _, read = backward_slice(
         jaxpr, [v for p, v in enumerate(jaxpr.outvars) if p != counter], effects=True)
     counting = tuple(i for i, p in enumerate(carried) if p == counter and enter[i] not in read)
     core = [(o, v) for i, (o, v) in enumerate(zip(leave, enter, strict=True))
-            if i not in apart and i not in counting]
-    outvars = [*later, *(leave[i] for i in apart)]
+            if i not in separate and i not in counting]
+    outvars = [*later, *(leave[i] for i in separate)]
     simulation, _ = backward_slice(jaxpr, [*(o for o, _ in core), *now], effects=True)
     expensive = {v for e in simulation if is_expensive(e) for v in e.outvars if v in varies}
     passes = {o: v for o, v in core if not isinstance(o, Literal)

@@ -51,7 +51,7 @@ class Fold:
     ----------
     carry : pytree
         Initial value.
-    digest : callable
+    step : callable
         ``(carry, outputs of one step) -> (carry, results)``.
     backward : bool
         ``True``: from the last step to the first, after the simulation, over the outputs in
@@ -59,7 +59,7 @@ class Fold:
     """
 
     carry: Any
-    digest: Callable[..., Any]
+    step: Callable[..., Any]
     backward: bool = False
 
 
@@ -171,11 +171,11 @@ class StepProgram:
         known.update({i: a[None] if i in self.invariant else jnp.broadcast_to(a, (steps, *a.shape))
                       for i, a in self.partition.whole(same).items()})
         if fold is not None and fold.backward:
-            def digest(carry: Any, outputs: Any) -> Any:
-                return fold.digest(carry, self._outputs({
+            def fold_step(carry: Any, outputs: Any) -> Any:
+                return fold.step(carry, self._outputs({
                     **self.partition.whole(same), **dict(zip(later, outputs, strict=True))}))
 
-            carry, folded = recomputed.backward(digest, fold.carry, steps)
+            carry, folded = recomputed.backward(fold_step, fold.carry, steps)
         return states, sums, self._outputs(known), carry, folded
 
     def ahead(self, states: Any, xs: Any) -> tuple[Any, dict[str, Any]]:
@@ -210,7 +210,7 @@ class StepProgram:
             if fold is not None:
                 known = {**self.partition.whole(same),
                          **dict(zip(self.partition.in_loop, in_loop, strict=True))}
-                carry, folded = fold.digest(carry, self._outputs(known))
+                carry, folded = fold.step(carry, self._outputs(known))
             return (_like(new, core), carry), (residuals, folded)
 
         (core, carry), (residuals, folded) = jax.lax.scan(

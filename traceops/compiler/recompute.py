@@ -69,14 +69,14 @@ class Recomputed:
     earlier: list[tuple[Any, Any]]
     later: Callable[[Sequence[Any]], list[Any]]
 
-    def backward(self, digest: Callable[[Any, list[Any]], Any], carry: Any, steps: int) -> Any:
-        """Scan ``digest(carry, later outputs)`` from the last step to the first."""
+    def backward(self, fold_step: Callable[[Any, list[Any]], Any], carry: Any, steps: int) -> Any:
+        """Scan ``fold_step(carry, later outputs)`` from the last step to the first."""
         def step(carry: Any, given: Any) -> Any:
             t, slices = given
             # indexed in place: a shifted copy would be one more array to write and read
             before = [jnp.where(t == 0, first, lax.dynamic_index_in_dim(
                 after, jnp.maximum(t - 1, 0), keepdims=False)) for after, first in self.earlier]
-            return digest(carry, self.later([*slices, *before]))
+            return fold_step(carry, self.later([*slices, *before]))
 
         return lax.scan(step, carry, (jnp.arange(steps), self.slices), reverse=True)
 
@@ -158,13 +158,13 @@ def _run_group(partition: StepPartition, group: Sequence[int], constant: Sequenc
     start = [jnp.asarray(first[v], v.aval.dtype) for v in enter]
     slices = [stacks[v] for v in given]
     size = sum(v.aval.size for v in enter)
-    turn = unroll_of(len(eqns), size, slices[0].shape[0], partition.unroll)
+    unroll = unroll_of(len(eqns), size, slices[0].shape[0], partition.unroll)
     fixed = [*constant, *same.values()]
     if simulate is not None:
-        last, after = simulate(step, fixed, slices, start, turn, downstream=True)
+        last, after = simulate(step, fixed, slices, start, unroll, downstream=True)
     else:
         last, after = lax.scan(
-            lambda states, now: step(fixed, now, states), start, slices, unroll=turn)
+            lambda states, now: step(fixed, now, states), start, slices, unroll=unroll)
     stacks.update(zip(leave, after, strict=True))
     window_values.enter(dict(zip(enter, leave, strict=True)), first)
     return dict(zip(group, last, strict=True))

@@ -34,7 +34,7 @@ def run_windows(program: StepProgram, xs: Any, K: int, carry: Any,
                 after_window: Callable[..., Any],
                 fold_of: Callable[..., Fold | None] = lambda carry: None,
                 ) -> tuple[Any, Any, Any, Any]:
-    """Simulate ``xs`` in windows of ``K`` steps; digest each record before the next.
+    """Simulate ``xs`` in windows of ``K`` steps; use each record before the next.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ class Deferred(LearnerInLoop):
         self.learner: Any = found.owner if self.factorised else _InLoop(found.owner)
         rule_of: Any = make_rule
         self.rule = rule_of(self.learner, found.lanes, at_once)
-        #: Whether the record of a step is digested before it is stored.
+        #: Whether the record of a step is folded before it is stored.
         self.folds = not (at_once or self.rule.backward)
         self.bypass = upstream.has_bypass(found.owner)
 
@@ -89,7 +89,7 @@ class Deferred(LearnerInLoop):
         """What is folded step by step, of each product."""
         return [self.rule.inner(carry) if self.folds else () for _ in self.products]
 
-    def digest(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
+    def fold_step(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
         operands = self.factors(env)
         factors = self.found.owner._recorder.of_step(
             operands['x'], operands['f'], operands['D'])
@@ -103,8 +103,8 @@ class Deferred(LearnerInLoop):
                 if not self.bypass:     # at hand: paired in the loop, and not recorded
                     record['signal'] = [SharedSignal(s, None) for s in signals['signal']]
                     signals = {'signal': [SharedSignal((), None) for _ in signals['signal']]}
-                folded, digested = self.rule.digest(folded, record)
-                record = {**digested, **signals}
+                folded, results = self.rule.fold_step(folded, record)
+                record = {**results, **signals}
             new.append(folded)
             records.append((record, self.index(product, env)))
         return new, records
@@ -129,9 +129,9 @@ class Deferred(LearnerInLoop):
         for product, folded, (one, index) in zip(self.products, inner, record, strict=True):
             if not self.folds:
                 one = {**one, 'x': whole(one['x'], steps)}
-                folded, digested = self.rule.digest_window(
+                folded, results = self.rule.fold_window(
                     carry, with_every_step(jax.ShapeDtypeStruct((steps,), bool), one), index[0])
-                one = {**one, **digested}
+                one = {**one, **results}
             grads, after = self.rule.close(carry, folded, one, weights, index[0])
             if leaving is None or product.node.primitive is GRADIENT:
                 leaving = after

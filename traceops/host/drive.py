@@ -85,7 +85,7 @@ def gradient(
         return as_upstream(per_step)
 
     xs, recorder = (sequences, mask_), learner._recorder
-    with recorder.apart():
+    with recorder.detached():
         program_of = _program(
             learner, _gradient_step(learner, step_fn, weights, has_aux), xs, rule,
             lambda rule: {'invariant': recorder.invariant, 'in_loop': rule.in_loop},
@@ -218,7 +218,7 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, t
     def fold_of(carry: Any) -> Fold | None:
         if not rule.folds:
             return None
-        return Fold(rule.inner(carry[0]), lambda inner, out: rule.digest(inner, record_of(out)),
+        return Fold(rule.inner(carry[0]), lambda inner, out: rule.fold_step(inner, record_of(out)),
                     rule.backward)
 
     def after_window(carry: Any, out: Any, inner: Any, folded: Any,
@@ -226,7 +226,7 @@ def _run_gradient(learner: Any, rule: Any, program: StepProgram, weights: Any, t
         rule_carry, total = carry
         index, record = before[id(learner.running_index)], record_of(out)
         if folded is None:
-            inner, folded = rule.digest_window(
+            inner, folded = rule.fold_window(
                 rule_carry, with_every_step(out['loss'], record), index)
         grads, rule_carry = rule.close(rule_carry, inner, {**record, **folded}, weight_vals, index)
         total = {name: jax.tree.map(lambda a, b: a + b.astype(a.dtype), total[name], grads[path])
@@ -293,7 +293,7 @@ def evolve(
         out = call(*slices)
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
-    with learner._recorder.apart():
+    with learner._recorder.detached():
         program_of = _program(learner, step, (sequences,), rule, lambda _: {})
         if isinstance(program_of, Reason):
             return as_upstream(program_of)

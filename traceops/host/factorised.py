@@ -46,7 +46,7 @@ class FactorisedRule(Rule):
 
         For the others the filter moves to the output side (:func:`output_filter`): where it
         would leave something larger to record (an embedding's indices: one-hot), or none of the
-        zeros among spikes that a product is to find; and for all, where steps are digested at
+        zeros among spikes that a product is to find; and for all, where steps are folded at
         once.
         """
         return () if self.at_once else tuple(dict.fromkeys(
@@ -59,7 +59,7 @@ class FactorisedRule(Rule):
         carry = carry or self._factors()
         return {'f': carry['f'], 'x': {k: carry['x'][k] for k in self._filtered_while_simulating}}
 
-    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
+    def fold_step(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """The factor and the input of one step, filtered where it can be."""
         new, factor = {}, {}
         for view in self.views:
@@ -73,11 +73,11 @@ class FactorisedRule(Rule):
                     for k, a in inner['x'].items()}
         return {'f': new, 'x': low_pass}, {'x': {**record['x'], **low_pass}, 'factor': factor}
 
-    def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
+    def fold_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each factor."""
         inner, indices = self.inner(carry), _indices(index, steps_of(record))
         if self.bypass:         # the factor of every step is needed, not only its product
-            return jax.lax.scan(self.digest, inner, whole(record))
+            return jax.lax.scan(self.fold_step, inner, whole(record))
         new, filtered, total = {}, {}, {}
         for view in self.views:
             for g in view.groups:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The form of the loops over time: a step at a time, or in two phases.
 
-On a CPU a step is digested while it is in the cache; on a GPU launches are what costs, and the loop
-only simulates. Which of the two a program has is chosen where it is lowered, as the operations
-are: the device that jax has by default need not be the one that a program is for.
+On a CPU the record of a step is used while it is in the cache; on a GPU launches are what costs,
+and the loop only simulates. Which of the two a program has is chosen where it is lowered, as the
+operations are: the device that jax has by default need not be the one that a program is for.
 """
 
 from __future__ import annotations

@@ -86,11 +86,11 @@ class FastLearner(_Instead):
                              _warm_up=WarmUp())
 
     def begin(self) -> None:
-        """Keep the settings in force, and Jacobian rows apart."""
+        """Keep the settings in force, and Jacobian rows separate."""
         self.one.traceops_settings = config.settings()
         if self.one.traceops_settings.reuse_memory:
             memory.reuse()
-        upstream.keep_rows_apart(self.one.graph_executor)
+        upstream.keep_rows_separate(self.one.graph_executor)
 
     # -- states ----------------------------------------------------------------------------
 

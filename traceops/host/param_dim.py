@@ -87,7 +87,7 @@ class ParamDimRule(Rule):
         """The low-pass of every trace that leaves."""
         return tuple(self.trace_pass.decay.values()) if self.carried else ()
 
-    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
+    def fold_step(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """One step of every adjoint: deltas of the ops, products for the trace that leaves."""
         deltas: dict[int, Any] = {}
         products, groups = [], []
@@ -114,7 +114,7 @@ class ParamDimRule(Rule):
             deltas[i] = deltas[i] + delta if i in deltas else delta
 
     def _gathered(self, inner: Any, record: Any) -> dict[str, Any]:
-        """What was digested as :meth:`digest_window` gives it."""
+        """What was folded as :meth:`fold_window` gives it."""
         signals = [[stack_states(pairs[0][i]) for pairs in inner['groups']] for i in (0, 1)]
         leaving: dict[str, Any] = {}
         for n, name in enumerate(self.trace_pass.decay if self.carried else ()):
@@ -131,7 +131,7 @@ class ParamDimRule(Rule):
 
     # -- a window at once ------------------------------------------------------------------------
 
-    def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
+    def fold_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for all steps at once: one operation for each group."""
         deltas: dict[int, Any] = {}
         befores, lasts = [], []
@@ -217,8 +217,8 @@ class ParamDimRule(Rule):
                    for port in self.learner._recorder.ports['signal'].value]
         record = {**record, 'signal': nothing, **({'bypass': nothing} if self.bypass else {})}
         carry = {'arriving': signals}
-        inner, digested = rule.digest_window(carry, record, index)
-        grads, carry = rule.close(carry, inner, {**record, **digested}, weight_vals, index)
+        inner, results = rule.fold_window(carry, record, index)
+        grads, carry = rule.close(carry, inner, {**record, **results}, weight_vals, index)
         if before:
             self.trace_pass.pair(self.views, before, carry['arriving'][0], weight_vals, grads)
         return grads

@@ -82,12 +82,12 @@ class Recorder:
         def resized(a: Any) -> Any:
             shape = a.shape if batch_size is None else (batch_size, *a.shape[1:])
             return np.zeros(shape, a.dtype)
-        with self.apart():
+        with self.detached():
             for state in self.states.values():
                 state.value = jax.tree.map(resized, state.value)
 
     @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
+    def detached(self) -> Iterator[None]:
         """The states belong to the call: no transformation around it sees them come or go."""
         around = brainstate.State(None).stack_level     # what is made here is not seen there
         before = [(state, state.stack_level) for state in self.states.values()]

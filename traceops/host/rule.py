@@ -46,10 +46,10 @@ def with_every_step(record: Any, given: Any) -> Any:
 
 
 class Rule(abc.ABC):
-    """Of a learner, with or without lanes; ``at_once``: steps are digested together."""
+    """Of a learner, with or without lanes; ``at_once``: steps are folded together."""
 
     factorised = False
-    #: Whether steps are digested from the last to the first.
+    #: Whether steps are folded from the last to the first.
     backward = False
     #: Steps without a loss were gone through again, in the place of the trace that they made.
     recalled = False
@@ -67,7 +67,7 @@ class Rule(abc.ABC):
 
     @property
     def folds(self) -> bool:
-        """Whether the record of a step is digested before it is stored."""
+        """Whether the record of a step is folded before it is stored."""
         return not self.at_once
 
     @property
@@ -99,7 +99,7 @@ class Rule(abc.ABC):
 
     @property
     def in_loop(self) -> tuple[Any, ...]:
-        """The states of the tape that are digested inside the loop that simulates."""
+        """The states of the tape that are folded inside the loop that simulates."""
         return self.learner._recorder.tape if self.folds and not self.backward else ()
 
     @property
@@ -112,20 +112,20 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def inner(self, carry: Carry) -> Any:
-        """What :meth:`digest` starts with, of what enters the window."""
+        """What :meth:`fold_step` starts with, of what enters the window."""
 
     @abc.abstractmethod
-    def digest(self, inner: Any, record: Any) -> tuple[Any, Any]:
+    def fold_step(self, inner: Any, record: Any) -> tuple[Any, Any]:
         """One step's record: fold it into ``inner``, keep what :meth:`close` needs."""
 
     @abc.abstractmethod
-    def digest_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
+    def fold_window(self, carry: Carry, record: Any, index: Any) -> tuple[Any, Any]:
         """The same for the record of a window, ``[T, ...]``; ``index`` is that of its start."""
 
     @abc.abstractmethod
     def close(self, carry: Carry, inner: Any, record: Any, weight_vals: Any,
               index: Any) -> tuple[Grads, Carry]:
-        """Weight gradients of the window, of what was digested, and what leaves it."""
+        """Weight gradients of the window, of what was folded, and what leaves it."""
 
     def _gradient(self, view: RelationView, weight_vals: Any, x: Any,
                   cotangent: Any) -> dict[str, Any]:

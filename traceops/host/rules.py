@@ -23,7 +23,7 @@ def make_rule(learner: Any, lanes: bool,
     lanes : bool
         It runs under ``vmap``.
     at_once : bool
-        The steps of a window are digested together, not one by one.
+        The steps of a window are folded together, not one by one.
     """
     factorised = isinstance(learner, upstream.IODimVjpAlgorithm)
     return (FactorisedRule if factorised else ParamDimRule)(learner, lanes, at_once)

@@ -316,8 +316,8 @@ def transition_rows(group: Any, hidden_vals: Sequence[Any], input_vals: Sequence
     return jnp.stack([row(i) for i in range(group.num_state)], axis=-2)
 
 
-def keep_rows_apart(executor: Any) -> None:
-    """A graph executor keeps its Jacobian rows apart from now on (same numbers, other layout).
+def keep_rows_separate(executor: Any) -> None:
+    """A graph executor keeps its Jacobian rows separate from now on (same numbers, other layout).
 
     The derivatives of a graph's parts are kept as programs of values that nothing is
     differentiated by: else each call would trace them anew, through all transformations around

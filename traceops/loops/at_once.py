@@ -62,7 +62,7 @@ class StepsAtOnce:
     simulate : callable
         Runs the loop that only simulates (see :class:`traceops.compiler.program.StepProgram`).
     unroll : int
-        Steps in a turn of the loops.
+        Steps in an iteration of the loops.
     """
 
     def __init__(self, body: Body, simulate: Simulate, unroll: int) -> None:
@@ -89,8 +89,8 @@ class StepsAtOnce:
         """
         partition, tree = self._cut
         before = dict(zip(self.body.live, live, strict=True))
-        turns = {i: _total(sides, constant, before[i]) for i, sides in self.counters.items()}
-        fixed, slices = list(constants.values()), self._slices(before, turns, xs, count)
+        increments = {i: _total(sides, constant, before[i]) for i, sides in self.counters.items()}
+        fixed, slices = list(constants.values()), self._slices(before, increments, xs, count)
         first = [before[i] for i in self.carried]
         core, residuals = simulated(
             partition, self.simulate, fixed, slices, [first[i] for i in partition.core])
@@ -103,17 +103,17 @@ class StepsAtOnce:
             known[len(self.carried) + i] for i in range(tree.num_leaves))
         last = {**values.last, **dict(zip(partition.core, core, strict=True))}
         after = {**dict(zip(self.carried, (last[i] for i in range(len(first))), strict=True)),
-                 **{i: before[i] + count * turn for i, turn in turns.items()},
+                 **{i: before[i] + count * by for i, by in increments.items()},
                  **{i: before[i] + a for i, a in zip(self.sums, recomputed.sums, strict=True)}}
         return ([after[i].astype(before[i].dtype) for i in self.body.live],
                 [jnp.broadcast_to(a, (count, *a.shape[1:])) for a in outputs], records)
 
-    def _slices(self, before: dict[int, Any], turns: dict[int, Any], xs: Sequence[Any],
+    def _slices(self, before: dict[int, Any], increments: dict[int, Any], xs: Sequence[Any],
                 count: int) -> list[Any]:
         """What is different at each step, the counters among it."""
         t = jnp.arange(count)
-        return [*xs, *(before[i] + jnp.expand_dims(t.astype(turn.dtype), range(1, turn.ndim + 1))
-                       * turn for i, turn in turns.items()), t]
+        return [*xs, *(before[i] + jnp.expand_dims(t.astype(by.dtype), range(1, by.ndim + 1)) * by
+                       for i, by in increments.items()), t]
 
     @cached_property
     def _cut(self) -> tuple[StepPartition, Any]:

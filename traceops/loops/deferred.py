@@ -43,7 +43,7 @@ class WindowRule(Protocol):
     def inner(self, carry: Any) -> Any:
         """What is folded step by step, from what enters the window."""
 
-    def digest(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
+    def fold_step(self, inner: Any, env: dict[Value, Any]) -> tuple[Any, Any]:
         """Fold one step, of which ``env`` has the values; the record of it.
 
         Where the steps of a window are taken at once, nothing is folded.
@@ -120,12 +120,12 @@ class DeferredLoop:
         self.kept.run(env, self.wanted, products)
         new = [read(env, analysis.leaving[i]) for i in self.live]
         ys = [read(env, v) for v in analysis.flat.outputs[carries:]]
-        both = [one.digest(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
+        both = [one.fold_step(inner, env) for one, inner in zip(self.learners, inners, strict=True)]
         return (new, [inner for inner, _ in both]), (ys, [record for _, record in both])
 
     def _records(self, env: dict[Value, Any]) -> list[Any]:
         """Of one step, where nothing is folded."""
-        return [one.digest(one.inner(None), env)[1] for one in self.learners]
+        return [one.fold_step(one.inner(None), env)[1] for one in self.learners]
 
     def _constants(self, consts: Any, init: Any) -> dict[Value, Any]:
         return {**dict(zip(self.analysis.flat.constants, consts, strict=True)),

@@ -27,7 +27,7 @@ class LearnerInLoop:
 
     @property
     def reads(self) -> Iterable[Value]:
-        """What of the body the operands are made of, the trace and the filters apart."""
+        """What of the body the operands are made of, the trace and the filters separately."""
         yield from self.update.inputs[self.update.params['step'].trees['trace'].num_leaves:]
         for product in self.products:
             parts = product.node.params['step'].split(product.node.inputs)

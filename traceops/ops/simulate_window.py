@@ -97,7 +97,7 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
         after, kept = simulation.run()
         return [*after, *kept]
 
-    def apart(*given: Any) -> list[Any]:
+    def separately(*given: Any) -> list[Any]:
         each = [bind(operation, *(
             a if d is None else jax.lax.index_in_dim(a, i, d, keepdims=False)
             for a, d in zip(given, dims, strict=True)), backend=request, **params)
@@ -109,12 +109,12 @@ def _batch(operation: Operation, size: int, operands: Sequence[Any], dims: Seque
     if not simulation.reason or request == 'jax':
         return together(), places
     if request == 'triton':
-        return apart(*operands), places
+        return separately(*operands), places
     if size > FEW:
         step.said.append(f'{size} lanes cannot share a launch ({simulation.reason}), and each has '
                          f"one where they are up to {FEW}, or with backend='triton'")
         return together(), places
-    return choice.by_platform(*operands, cuda=apart, default=together), places
+    return choice.by_platform(*operands, cuda=separately, default=together), places
 
 
 def _cases() -> list[Any]:
@@ -256,7 +256,7 @@ def simulate_window(step: Callable[..., Any], constants: Sequence[Any], slices: 
         Before the first step. The leading axes, the same of all, are those of samples; for a
         kernel they are float32.
     unroll : int
-        Steps in a turn of the loop, where it is one.
+        Steps in an iteration of the loop, where it is one.
     spike : str
         Name of a primitive that makes spikes, besides comparisons as numbers.
     backend : {'auto', 'jax', 'triton'}, optional
