@@ -55,6 +55,11 @@ class TestSparseTraceGradient(suites.SparseTraceGradientSuite):
     backend = 'triton'
 
 
+class TestSimulateWindow(suites.SimulateWindowSuite):
+    backend = 'triton'
+    tolerance = 1e-5            # of gated nets: exp and tanh are the device's
+
+
 @pytest.mark.parametrize('name', OPERATIONS)
 def test_the_kernel_passes_its_check_and_is_chosen(name):
     verify.forget()
@@ -62,13 +67,12 @@ def test_the_kernel_passes_its_check_and_is_chosen(name):
     assert found.backend == 'triton' and 'checked on this device' in found.reason
 
 
-@pytest.mark.parametrize('name', OPERATIONS)
-def test_a_large_case_on_the_automatic_choice(name):
+@pytest.mark.parametrize('suite', [
+    suites.AdjointWindowSuite, suites.EsTraceWindowSuite, suites.DTraceWindowSuite,
+    suites.TraceGradientSuite, suites.SparseTraceGradientSuite], ids=lambda s: s.__name__)
+def test_a_large_case_on_the_automatic_choice(suite):
     """As many positions as fill the device: the kernel and the reference agree."""
-    suite = {'adjoint_window': suites.AdjointWindowSuite, 'es_trace_window':
-             suites.EsTraceWindowSuite, 'd_trace_window': suites.DTraceWindowSuite,
-             'trace_gradient': suites.TraceGradientSuite,
-             'sparse_trace_gradient': suites.SparseTraceGradientSuite}[name]()
+    suite = suite()
     of_positions = 'place' in inspect.signature(suite.operands).parameters
     sizes = dict(place=(32, 4096)) if of_positions else dict(B=16, I=1000, O=1023)
     operands = suite.operands(**sizes)
