@@ -94,5 +94,5 @@ PROGRAMS = (
     ProgramCase(Case('ES-D-RTRL LIF 128, loop by hand', 'lif', 'ES_D_RTRL', 128, None, vmap=True,
                      n_in=256), dict(launches=50.), by_hand=True),
     ProgramCase(Case('D-RTRL LIF 1024, loop by hand', 'lif', 'D_RTRL', 1024, None, vmap=True,
-                     n_in=256), dict(launches=60.), by_hand=True),
+                     n_in=256), dict(launches=50.), by_hand=True),
 )

@@ -160,7 +160,7 @@ def test_steps_in_a_loop_update_the_trace_in_place(proof):
 
 #: (rule, neurons): at most so many launches of a training step whose loop is written by hand,
 #: optimiser included.
-LOOPS = {('ES_D_RTRL', 128): 50, ('D_RTRL', 1024): 60}
+LOOPS = {('ES_D_RTRL', 128): 50, ('D_RTRL', 1024): 50}
 
 
 @pytest.mark.parametrize('row', quick_first(('ES_D_RTRL', 128), LOOPS), ids=str)

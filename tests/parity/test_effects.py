@@ -14,7 +14,7 @@ from jax.experimental import io_callback
 import traceops
 from tests.parity.harness import assert_close
 from tests.parity.test_loops import Task, add, fates, however_short  # noqa: F401  (a fixture)
-from traceops.host import drive
+from traceops.host import sequence
 
 T = 7
 
@@ -206,7 +206,7 @@ WINDOWS = {'one': {}, 'of 3': {'window': 3}, 'simulated twice': {'window': 3, 'c
 def test_a_sequence(float64, name, monkeypatch):
     """``etrace_grad``: a window that is simulated again does nothing again."""
     if name == 'recorded':          # as of a longer sequence, within the budget
-        monkeypatch.setattr(drive, 'choose_window', lambda *args: 3)
+        monkeypatch.setattr(sequence, 'choose_window', lambda *args: 3)
 
     def run(log):
         task = Task('gru', 'd_rtrl', vmap=False).begin()

@@ -24,14 +24,22 @@ from traceops.compiler.program import (
     traced_step,
 )
 from traceops.compiler.types import CarryTypeError, typed
-from traceops.engine.windows import choose_window, run_windows, run_windows_back
+from traceops.engine.windows import run_windows, run_windows_back
 from traceops.host import upstream
 from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, simulator_of
-from traceops.host.plan import why_short, why_small
 from traceops.host.recorder import split_states
 from traceops.host.rule import whole, with_every_step
 from traceops.host.rules import make_rule
 from traceops.host.seen import note
+from traceops.host.sequence import (
+    check_choice,
+    check_states,
+    not_a_step,
+    results,
+    unjitted,
+    windows,
+    worth_a_step,
+)
 from traceops.host.types import types_of_total
 from traceops.reasons import Reason
 
@@ -69,18 +77,18 @@ def gradient(
 
     learner._assert_compiled()
     learner._entered_from_zero = learner._trace_is_fresh()
-    _check_choice('reduction', reduction, upstream.REDUCTIONS)
-    _check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
+    check_choice('reduction', reduction, upstream.REDUCTIONS)
+    check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
     length = upstream.sequence_length(sequences)
     mask_ = upstream.check_mask(mask, length)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or reasons.CHUNKS())
-    if _unjitted(learner):
+    if unjitted(learner):
         return as_upstream(reasons.UNJITTED())
-    _check_states(learner, driver)
+    check_states(learner, driver)
     weights = driver._seq_param_states if weights is None else weights
     rule = _rule(learner, driver)
-    per_step = _worth_a_step(learner, rule, length)
+    per_step = worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
 
@@ -99,7 +107,7 @@ def gradient(
 
         def run(its: Any) -> Any:
             program = program_of(its)
-            K, twice = _windows(its, program, length)
+            K, twice = windows(its, program, length)
             out = _run_gradient(learner, its, program, weights, types, xs, K, twice)
             if its is rule:
                 said('window', _said(program, K, twice) + _RECALLED * its.recalled)
@@ -107,7 +115,7 @@ def gradient(
         states, carry, total, losses, aux = _by_form(rule, run, sequences)
         program_of(rule).store(states)
         rule.store(carry)
-    return _results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+    return results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
 
 
 def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
@@ -133,7 +141,7 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
     except (UnknownEffectError, CarryTypeError) as err:
         return err.reason
     if program.count != 1 or learner._recorder.several_steps:
-        return _not_a_step(learner, program)
+        return not_a_step(learner, program)
     return program_of
 
 
@@ -277,13 +285,13 @@ def evolve(
     length = upstream.sequence_length(sequences)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or reasons.CHUNKS())
-    if _unjitted(learner):
+    if unjitted(learner):
         return as_upstream(reasons.UNJITTED())
-    _check_states(learner, driver)
+    check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
         return as_upstream(reasons.NO_TRACE())
     rule = _rule(learner, driver)
-    per_step = _worth_a_step(learner, rule, length)
+    per_step = worth_a_step(learner, rule, length)
     if per_step:
         return as_upstream(per_step)
 
@@ -302,7 +310,7 @@ def evolve(
 
         def run(its: Any) -> Any:
             program = program_of(its)
-            K, _ = _windows(its, program, length)
+            K, _ = windows(its, program, length)
             initial = its.initial()
             keeps = within and its.keeps(length * program.record_bytes)
 
@@ -325,8 +333,6 @@ def evolve(
     return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
 
 
-# -- checks --------------------------------------------------------------------------------
-
 @contextlib.contextmanager
 def _recording(learner: Any) -> Iterator[None]:
     learner._recorder.active, learner._recorder.several_steps = True, False
@@ -334,24 +340,6 @@ def _recording(learner: Any) -> Iterator[None]:
         yield
     finally:
         learner._recorder.active = False
-
-
-def _check_choice(name: str, value: Any, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ValueError(f'{name} must be one of {legal}, got {value!r}.')
-
-
-def _check_states(learner: Any, driver: Any) -> None:
-    """Hidden states still have the shapes that the graph was compiled for."""
-    lanes = 0 if driver is learner else 1
-    for path, invar in learner.graph.module_info.hidden_path_to_invar.items():
-        state = learner.graph.module_info.retrieved_model_states[path]
-        now, then = tuple(u.math.shape(state.value)), tuple(invar.aval.shape)
-        if now[lanes:] != then:
-            raise ValueError(
-                f'hidden state {path} has shape {now}, but the learner was compiled for '
-                f'{then}{" per lane" if lanes else ""}. Compile the learner again for this '
-                f'shape: braintrace.compile(model, rule, example_input, batch_size=...).')
 
 
 def _rule(learner: Any, driver: Any) -> Any:
@@ -371,75 +359,7 @@ def _by_form(rule: Any, run: Callable[[Any], Any], sequences: Any) -> Any:
     return in_its_form()
 
 
-def _unjitted(learner: Any) -> bool:
-    """Whether each step is to be run as it is written (and there is a trace to run it with)."""
-    return bool(jax.config.jax_disable_jit) and learner._carries_trace  # type: ignore[attr-defined]
-
-
-def _worth_a_step(learner: Any, rule: Any, length: int) -> Reason | None:
-    """Why upstream's step is the faster way, if it is."""
-    if rule.factorised:
-        return why_short(learner, rule.lanes, length)
-    if not learner._carries_trace:
-        return None
-    if length == 1 and rule.initial():
-        return reasons.ONE_STEP()
-    return why_small(learner, rule.lanes, length)
-
-
-def _not_a_step(learner: Any, program: StepProgram) -> Reason:
-    """Why a call of ``step_fn`` is not one step of the learner."""
-    count = program.count
-    if learner._recorder.several_steps:
-        return reasons.SEVERAL_STEPS()
-    if count is None:
-        return reasons.NOT_COUNTED()
-    return reasons.CALLS(count=count)
-
-
-def _windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
-    """Steps per window, and whether windows are simulated twice.
-
-    Windows from the last to the first are, unless what they are recomputed from fits the budget;
-    and where a window was asked for, so that memory is that of a window.
-    """
-    settings = rule.learner.traceops_settings
-    if settings.window is not None and settings.window > length:
-        raise ValueError(
-            f'window={settings.window} is longer than the sequence of {length} steps. Make the '
-            f'learner with traceops.configure(window={length}) or less, or window=None to have '
-            f'it chosen.')
-    # what a step is recomputed from is stored beside its record
-    step_bytes = program.record_bytes + program.ahead_bytes
-    K = choose_window(length, step_bytes, settings.window, rule.window_budget)
-    if K == length or rule.learner._carries_trace:
-        return K, False
-    left = settings.memory_budget - length * program.ahead_bytes
-    twice = settings.window is not None or left < settings.memory_budget // 2
-    budget = settings.memory_budget if twice else min(left, rule.window_budget)
-    K = choose_window(length, step_bytes, settings.window, budget)
-    return K, twice and K < length
-
-
 def _names_of(learner: Any, weights: Any, paths: Any) -> dict[Any, Any]:
     """``{name in weights: path in the learner}`` of the parameters with a trace."""
     by_id = {id(learner.param_states[p]): p for p in paths}
     return {name: by_id[id(st)] for name, st in weights.items() if id(st) in by_id}
-
-
-def _steps_counted(mask: Any) -> Any:
-    """What a mean is over, as upstream has it."""
-    return jnp.maximum(jnp.sum(mask), 1.0)
-
-
-def _results(total: Any, losses: Any, aux: Any, mask: Any, reduction: str, loss_output: str,
-             has_aux: bool, return_value: bool) -> Any:
-    if reduction == 'mean':     # not by the weights of the losses: not every signal is linear in it
-        total = jax.tree.map(lambda g: g / _steps_counted(mask), total)
-    if not return_value:
-        return (total, aux) if has_aux else total
-    masked = losses * mask
-    value = {'per_step': losses, 'masked': masked, 'scalar': jnp.sum(masked)}[loss_output]
-    if loss_output == 'scalar' and reduction == 'mean':
-        value = value / _steps_counted(mask)
-    return (total, value, aux) if has_aux else (total, value)
