@@ -99,26 +99,24 @@ def forget_programs():
 
 def pytest_addoption(parser):
     parser.addoption('--half', type=int, choices=(1, 2),
-                     help='of the cases of a test every other one, and this half of the tests of '
-                          'commands; the other half runs on another Python')
+                     help='every other test or case, and this half of the tests of commands; '
+                          'the other half runs on another Python')
 
 
 #: What runs whole commands, most of it the same whatever the versions: in one of the halves.
 COMMANDS = 'benchmarks', 'demo', 'examples', 'gpufree', 'test_docs.py', 'test_packaging.py'
-#: What depends most on the versions of jax and braintrace: a test without cases is in both halves.
-HOST = 'host', 'parity'
+#: What is about the versions of jax and braintrace themselves: in both halves.
+VERSIONS = 'test_upstream.py', 'test_versions.py'
 
 
 def _other_half(config, items):
-    """Every second case of those that are parametrized, and every second test of most folders."""
+    """Every second test or case, of all but those about whole commands and versions."""
     half, cases, tests = config.getoption('half'), itertools.count(), pathlib.Path(__file__).parent
     for item in items:
-        folder = item.path.relative_to(tests).parts[0]
-        if half and folder in COMMANDS:
+        if half and item.path.relative_to(tests).parts[0] in COMMANDS:
             if half == 2:
                 yield item
-        elif half and (folder not in HOST or hasattr(item, 'callspec')) and (
-                next(cases) % 2 == half % 2):
+        elif half and item.path.name not in VERSIONS and next(cases) % 2 == half % 2:
             yield item
 
 
