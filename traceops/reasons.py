@@ -109,10 +109,10 @@ POSITIONS = Kind(
 NO_CLOSED_FORM = Kind(
     '`{parameter}` {cause}: there is no closed form of its trace over a window, so a trace '
     'that something reads takes a pass a step',
-    'nothing, where calls go on from the trace of the call before. Where each sequence starts from '
-    'zero, one etrace_grad over all of it, with mask 0 for steps without a loss, and '
-    'traceops.configured(carry_trace=False) around making the learner: the gradients are the '
-    'same, and there is no trace')
+    'where each sequence starts from a zero trace, one etrace_grad over all of it, with mask 0 for '
+    'steps without a loss, and traceops.configured(carry_trace=False) around making the learner: '
+    'the gradients are the same, and there is no trace. Where calls go on from the trace of the '
+    'call before, there is nothing to change')
 
 # -- of a call ---------------------------------------------------------------------------------
 
