@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import traceops
-from tests.parity.harness import assert_close, start
+from tests.parity.harness import added_up, assert_close, start
 from tests.parity.nets import NETS
 from traceops.compiler.outside_jit import Programs, key_of
 
@@ -73,21 +73,11 @@ def gradient(run):
     return run.eager_grad()
 
 
-def loop(run):
-    weights = run.inner.param_states
-
-    def body(total, now):
-        grads = brainstate.transform.grad(lambda: run.loss(*now), weights)()
-        return jax.tree.map(jnp.add, total, grads), None
-    zeros = {k: jax.tree.map(jnp.zeros_like, w.value) for k, w in weights.items()}
-    return brainstate.transform.scan(body, zeros, (run.x, run.y))[0]
-
-
 def evolve(run):
     return run.learner.etrace_evolve(run.x, return_outputs=True)
 
 
-@pytest.mark.parametrize('way', [gradient, loop, evolve])
+@pytest.mark.parametrize('way', [gradient, added_up, evolve])
 def test_a_third_call_compiles_nothing_and_returns_what_one_under_jit_does(way):
     with traceops.enabled(window=STEPS):
         run = start(traceops.compile, NETS['lif'], 'd_rtrl', STEPS)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 import traceops
-from tests.parity.harness import start
+from tests.parity.harness import added_up, start
 from tests.parity.nets import NETS
 
 pytestmark = pytest.mark.usefixtures('compiled_quickly')
@@ -24,17 +24,6 @@ def step(run):
     """A gradient by hand."""
     return brainstate.transform.grad(lambda: run.loss(run.x[0], run.y[0]),
                                      run.inner.param_states)()
-
-
-def loop(run):
-    """A loop by hand, whose gradients wait."""
-    weights = run.inner.param_states
-
-    def body(total, now):
-        grads = brainstate.transform.grad(lambda: run.loss(*now), weights)()
-        return jax.tree.map(jnp.add, total, grads), None
-    zeros = {k: jax.tree.map(jnp.zeros_like, w.value) for k, w in weights.items()}
-    return brainstate.transform.scan(body, zeros, (run.x, run.y))[0]
 
 
 def evolve(run):
@@ -52,14 +41,14 @@ def jitted(way):
 
 
 def accelerated(run):
-    return traceops.accelerate(brainstate.transform.jit(lambda: loop(run)))()
+    return traceops.accelerate(brainstate.transform.jit(lambda: added_up(run)))()
 
 
 def explained(run):
     return str(traceops.explain(run.learner))
 
 
-WAYS = {'step': step, 'loop': loop, 'loop jitted': jitted(loop), 'evolve': evolve,
+WAYS = {'step': step, 'loop': added_up, 'loop jitted': jitted(added_up), 'evolve': evolve,
         'etrace_grad': grad, 'etrace_grad jitted': jitted(grad), 'accelerate': accelerated,
         'explain': explained, 'step jitted': jitted(step)}
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ['VARYING', 'WIDTH', 'column_blocks_of', 'describe', 'prepared', 'takes_column_blocks']
+__all__ = ['VARYING', 'WIDTH', 'column_blocks_of', 'describe', 'prepared', 'takes']
 
 #: The operand that differs from step to step.
 VARYING = 0
@@ -35,11 +35,9 @@ _COLLIDING = 2 ** 12
 _ROWS = range(4, 64)
 
 
-def takes_column_blocks(operation: Any, operands: Sequence[Any],
-                        varies: Callable[[Any], bool]) -> bool:
+def takes(operation: Any, operands: Sequence[Any], varies: Callable[[Any], bool],
+          is_known: Callable[[Any], bool]) -> bool:
     """Whether an equation (or node) is a product with large loop-invariant weights."""
-    if operation.primitive.name != 'dot_general':
-        return False
     left, right = operands
     (_, contracted), (batch, _) = operation.params['dimension_numbers']
     if batch or tuple(contracted) != (0,) or right.aval.ndim != 2 or (

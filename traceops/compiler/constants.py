@@ -69,6 +69,6 @@ def _now(compute: Callable[..., list[Any]], inputs: list[Any], closed_over: list
         return None
     try:        # of arrays that are there: nothing is moved that the program would not move
         with jax.ensure_compile_time_eval(), jax.transfer_guard('allow'):
-            return jax.block_until_ready(jax.jit(lambda: compute(*inputs))())
+            return jax.block_until_ready(compute(*inputs))
     except Exception:       # what has no value now (in a mesh of another call, say) has one later
         return None

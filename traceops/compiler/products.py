@@ -25,10 +25,8 @@ def takes_another_form(operation: Any, operands: Sequence[Any], varies: Callable
     ``varies``, ``is_known``: of an operand, whether it differs from step to step, and whether its
     value is known now.
     """
-    name = operation.primitive.name
-    if name == 'dot_general':
-        return column_blocks.takes_column_blocks(operation, operands, varies)
-    return name == 'csrmm' and sparse_rows.takes_rows(operation, operands, varies, is_known)
+    form = _FORMS.get(operation.primitive.name)
+    return form is not None and bool(form.takes(operation, operands, varies, is_known))
 
 
 def prepared(products: Iterable[tuple[Any, Any, Sequence[Any]]],

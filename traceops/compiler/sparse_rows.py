@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse
 from jax.experimental.sparse import BCSR
 
-__all__ = ['VARYING', 'describe', 'prepared', 'takes_rows']
+__all__ = ['VARYING', 'describe', 'prepared', 'takes']
 
 #: The operand that differs from step to step.
 VARYING = 3
@@ -29,8 +29,8 @@ VARYING = 3
 _DTYPES = (jnp.float32, jnp.float64)
 
 
-def takes_rows(operation: Any, operands: Sequence[Any], varies: Callable[[Any], bool],
-               is_known: Callable[[Any], bool]) -> bool:
+def takes(operation: Any, operands: Sequence[Any], varies: Callable[[Any], bool],
+          is_known: Callable[[Any], bool]) -> bool:
     """Whether a ``csrmm`` has loop-invariant weights, one a synapse, and a known pattern."""
     weights, *pattern, right = operands
     return (varies(right) and not varies(weights) and all(map(is_known, pattern))
