@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+import traceops
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import Row
 from traceops.text import render
@@ -22,6 +25,8 @@ __all__ = ['each', 'failed', 'figures', 'line', 'machine', 'machine_text', 'mark
            'summary', 'table']
 
 LEARNING_BAR, COMPILE_BAR = 2.5, 1.5
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 #: Of two runs: what differs by less is noise.
 NOISE = 1.25
@@ -36,9 +41,22 @@ def machine() -> dict[str, Any]:
         cpu = names[0] if names else cpu
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     versions = {p: metadata.version(p) for p in ('jax', 'braintrace', 'brainstate', 'brainpy')}
+    versions |= {'traceops': traceops.__version__ + _commit(_ROOT)}
     gpu = jax.devices()[0].device_kind if jax.default_backend() == 'gpu' else ''
     return {'gpu': gpu, 'cpu': cpu, 'cores': os.cpu_count(), 'memory': memory,
             'python': platform.python_version(), 'versions': versions}
+
+
+def _commit(root: pathlib.Path) -> str:
+    """``'+COMMIT'`` of a checkout, with ``-dirty`` where it was edited; else nothing."""
+    if not (root / '.git').exists():
+        return ''
+    try:
+        said = subprocess.run(['git', '-C', str(root), 'describe', '--always', '--dirty',
+                               '--exclude', '*'], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ''
+    return f'+{said.stdout.strip()}'
 
 
 def machine_text() -> str:

@@ -4,11 +4,14 @@
 
 import dataclasses
 import json
+import re
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import traceops
 from traceops import benchmarks
 from traceops.benchmarks import curves, loops, measure, report, sparse, user_programs
 from traceops.benchmarks.cases import CASES, Case
@@ -39,6 +42,19 @@ def test_a_row_from_end_to_end(monkeypatch):
     text = report.summary([figures])
     assert 'tiny: ratio ' in text and 'ratio_free' not in text
     assert 'MISSED' in report.markdown([figures]) and 'tiny' in report.table([figures])
+
+
+def test_a_report_says_of_which_commit_it_is(tmp_path):
+    assert report._commit(tmp_path) == ''
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
+    (tmp_path / 'module.py').write_text('')
+    for command in ['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'first']:
+        subprocess.run([*git, *command], check=True)
+    clean = report._commit(tmp_path)
+    assert re.fullmatch(r'\+[0-9a-f]{7,}', clean)
+    (tmp_path / 'module.py').write_text('edited = True')
+    assert report._commit(tmp_path) == f'{clean}-dirty'
+    assert report.machine()['versions']['traceops'].startswith(traceops.__version__)
 
 
 @pytest.mark.parametrize(('upstream', 'ratio'), [(15.04, '15x'), (206.4, '206x'), (1005., '1005x')])
