@@ -329,7 +329,7 @@ class TestWhereUpstreamIsAsFast:
         """However many steps."""
         ours = start(traceops.compile, LIF, 'd_rtrl', 5)
         ours.inner.etrace_bwg = {}
-        assert plan.why_small(ours.inner, False, 5) is None
+        assert plan.why_small(ours.inner, False, False, 5) is None
 
     @pytest.mark.parametrize('steps', [2, 3])
     def test_of_a_larger_trace_every_step_counts(self, steps, monkeypatch):

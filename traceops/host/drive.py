@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import brainstate
@@ -16,29 +16,31 @@ import saiunit as u
 
 from traceops import reasons
 from traceops.compiler.products import describe
-from traceops.compiler.program import (
-    Fold,
-    StepProgram,
-    UnknownEffectError,
-    trace_step,
-    traced_step,
-)
+from traceops.compiler.program import Fold, StepProgram, trace_step, traced_step
 from traceops.compiler.types import CarryTypeError, typed
 from traceops.engine.windows import run_windows, run_windows_back
 from traceops.host import upstream
-from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, simulator_of
+from traceops.host.forms import (
+    Simulator,
+    by_form,
+    form_of_loops,
+    forms_of,
+    is_outside_jit,
+    simulator_of,
+)
 from traceops.host.recorder import split_states
 from traceops.host.rule import whole, with_every_step
 from traceops.host.rules import make_rule
 from traceops.host.seen import note
 from traceops.host.sequence import (
+    NotAStepError,
     check_choice,
     check_states,
-    not_a_step,
     results,
     unjitted,
+    why_not_a_step,
     windows,
-    worth_a_step,
+    windows_or_steps,
 )
 from traceops.host.types import types_of_total
 from traceops.reasons import Reason
@@ -68,12 +70,15 @@ def gradient(
     """
     said = functools.partial(_note, learner, driver, 'etrace_grad', sequences)
 
-    def as_upstream(reason: Reason) -> Any:
-        said('per-step', reason)
+    def steps() -> Any:
         return upstream_way(
             *sequences, step_fn=step_fn, mask=mask, chunk_size=chunk_size, weights=weights,
             reduction=reduction, loss_output=loss_output, has_aux=has_aux,
             return_value=return_value)
+
+    def as_upstream(reason: Reason) -> Any:
+        said('per-step', reason)
+        return steps()
 
     learner._assert_compiled()
     learner._entered_from_zero = learner._trace_is_fresh()
@@ -87,41 +92,35 @@ def gradient(
         return as_upstream(reasons.UNJITTED())
     check_states(learner, driver)
     weights = driver._seq_param_states if weights is None else weights
-    rule = _rule(learner, driver)
-    per_step = worth_a_step(learner, rule, length)
-    if per_step:
-        return as_upstream(per_step)
-
     xs, recorder = (sequences, mask_), learner._recorder
-    with recorder.detached():
+
+    def in_windows(rules: Sequence[Any], here: bool) -> Any:
+        rule = rules[0]
         program_of = _program(
             learner, _gradient_step(learner, step_fn, weights, has_aux), xs, rule,
             lambda rule: {'invariant': recorder.invariant, 'in_loop': rule.in_loop},
             tuple(recorder.ports.values()))
-        if isinstance(program_of, Reason):
-            return as_upstream(program_of)
-        try:
-            types = _types(learner, program_of(rule), weights, rule)
-        except CarryTypeError as err:
-            return as_upstream(err.reason)
+        types = _types(learner, program_of(rule), weights, rule)
 
         def run(its: Any) -> Any:
             program = program_of(its)
             K, twice = windows(its, program, length)
             out = _run_gradient(learner, its, program, weights, types, xs, K, twice)
-            if its is rule:
+            if its is rule and here:
                 said('window', _said(program, K, twice) + _RECALLED * its.recalled)
             return out
-        states, carry, total, losses, aux = _by_form(rule, run, sequences)
+        states, carry, total, losses, aux = _by_form(rules, run, sequences)
         program_of(rule).store(states)
         rule.store(carry)
-    return results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+        return results(total, losses, aux, mask_, reduction, loss_output, has_aux, return_value)
+    return windows_or_steps(_rules(learner, driver), length, in_windows, steps, said,
+                            _is_outside_jit(learner, sequences))
 
 
 def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
              options_of: Callable[[Any], dict[str, Any]], constants: Any = (),
-             ) -> Callable[[Any], StepProgram] | Reason:
-    """Of a rule, the step as a program in its form, traced once; or why it is upstream's to take.
+             ) -> Callable[[Any], StepProgram]:
+    """Of a rule, the step as a program in its form, traced once.
 
     ``options_of``: of a rule, other arguments of :func:`trace_step`.
     """
@@ -134,14 +133,11 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
             simulate=simulator_of(settings, rule.at_once), operations=upstream.Operation,
             **options_of(rule), **form_of_loops(rule.at_once))
 
-    try:
-        with _recording(learner):
-            traced = traced_step(step, xs, (*tape, *constants))
-        program = program_of(rule)
-    except (UnknownEffectError, CarryTypeError) as err:
-        return err.reason
+    with _recording(learner):
+        traced = traced_step(step, xs, (*tape, *constants))
+    program = program_of(rule)
     if program.count != 1 or learner._recorder.several_steps:
-        return not_a_step(learner, program)
+        raise NotAStepError(why_not_a_step(learner, program))
     return program_of
 
 
@@ -155,8 +151,7 @@ def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, rea
 
 
 def _is_outside_jit(learner: Any, sequences: Any) -> bool:
-    given = jax.tree.leaves((sequences, [st.value for st in learner.param_states.values()]))
-    return not any(isinstance(a, jax.core.Tracer) for a in given)
+    return is_outside_jit((sequences, [st.value for st in learner.param_states.values()]))
 
 
 def _lanes_of(learner: Any) -> int:
@@ -274,10 +269,13 @@ def evolve(
     """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
     said = functools.partial(_note, learner, driver, 'etrace_evolve', sequences)
 
-    def as_upstream(reason: Reason) -> Any:
-        said('per-step', reason)
+    def steps() -> Any:
         return upstream_way(*sequences, step_fn=step_fn, chunk_size=chunk_size,
                             return_outputs=return_outputs)
+
+    def as_upstream(reason: Reason) -> Any:
+        said('per-step', reason)
+        return steps()
 
     learner._assert_compiled()
     learner._needs_trace('etrace_evolve(...)')
@@ -290,21 +288,16 @@ def evolve(
     check_states(learner, driver)
     if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
         return as_upstream(reasons.NO_TRACE())
-    rule = _rule(learner, driver)
-    per_step = worth_a_step(learner, rule, length)
-    if per_step:
-        return as_upstream(per_step)
-
     call = driver if step_fn is None else step_fn
 
     def step(slices: Any) -> Any:
         out = call(*slices)
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
-    with learner._recorder.detached():
+
+    def in_windows(rules: Sequence[Any], here: bool) -> Any:
+        rule = rules[0]
         program_of = _program(learner, step, (sequences,), rule, lambda _: {})
-        if isinstance(program_of, Reason):
-            return as_upstream(program_of)
         weight_vals = {path: st.value for path, st in learner.param_states.items()}
         within = not _is_outside_jit(learner, sequences)
 
@@ -321,16 +314,18 @@ def evolve(
 
             states, carry, _, (outputs, record) = run_windows(
                 program, (sequences,), K, initial, after_window)
-            if its is rule:
+            if its is rule and here:
                 said('window', _said(program, K))
             return states, carry, outputs, record
-        states, carry, outputs, record = _by_form(rule, run, sequences)
+        states, carry, outputs, record = _by_form(rules, run, sequences)
         program, before = program_of(rule), rule.initial().get('trace')
         program.store(states)
         rule.store(carry)
         if record is not None:
             learner._warm_up.keep(carry['trace'], weight_vals, record, before)
-    return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
+        return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
+    return windows_or_steps(_rules(learner, driver), length, in_windows, steps, said,
+                            _is_outside_jit(learner, sequences))
 
 
 @contextlib.contextmanager
@@ -342,17 +337,20 @@ def _recording(learner: Any) -> Iterator[None]:
         learner._recorder.active = False
 
 
-def _rule(learner: Any, driver: Any) -> Any:
-    return make_rule(learner, driver is not learner, at_once(learner.traceops_settings))
+def _rules(learner: Any, driver: Any) -> list[Any]:
+    """The rule in each form that the program may have, the one for here first."""
+    return [make_rule(learner, driver is not learner, together)
+            for together in forms_of(learner.traceops_settings)]
 
 
-def _by_form(rule: Any, run: Callable[[Any], Any], sequences: Any) -> Any:
+def _by_form(rules: Sequence[Any], run: Callable[[Any], Any], sequences: Any) -> Any:
     """``run`` by the rule in the form of the platform that the program is lowered for."""
-    learner = rule.learner
+    learner, of = rules[0].learner, {rule.at_once: rule for rule in rules}
 
     def in_its_form() -> Any:
-        return by_form(learner.traceops_settings, lambda together: run(
-            rule if together == rule.at_once else type(rule)(learner, rule.lanes, together)))
+        if len(rules) == 1:
+            return run(rules[0])
+        return by_form(learner.traceops_settings, lambda together: run(of[together]))
 
     if _is_outside_jit(learner, sequences):
         return learner._programs.call(in_its_form)

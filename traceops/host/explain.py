@@ -16,8 +16,8 @@ from rich.table import Table
 
 from traceops import ops, reasons
 from traceops.host import devices, faults, loops, patch, seen, upstream
+from traceops.host.forms import at_once
 from traceops.host.learners import is_fast
-from traceops.host.plan import at_once
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.host.rules import make_rule
 from traceops.host.transforms import is_transformed

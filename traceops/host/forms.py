@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import brainstate
 import jax
 
 from traceops import ops
@@ -19,14 +20,19 @@ from traceops.compiler.types import typed
 from traceops.host import upstream
 from traceops.ops import choice
 
-__all__ = ['UNROLL', 'Simulator', 'at_once', 'by_form', 'form_of_loops', 'is_open', 'simulator_of']
+__all__ = ['UNROLL', 'EffectsError', 'OfStates', 'Simulator', 'at_once', 'by_form',
+           'form_of_loops', 'forms_of', 'is_outside_jit', 'simulator_of']
+
+
+class EffectsError(Exception):
+    """A function has effects, which must stay where they are written."""
 
 #: Steps in an iteration of a loop over time where launches dominate (`traceops programs` counts
 #: them). Longer iterations save few more, and move more bytes to store residuals.
 UNROLL = 5
 
 
-def is_open(settings: Any) -> bool:
+def _is_open(settings: Any) -> bool:
     """Whether the platform decides: the settings do not, and programs for a GPU can be made."""
     return settings.two_phase is None and settings.backend != 'triton' and \
         choice.devices_needed() is not None
@@ -41,6 +47,17 @@ def at_once(settings: Any) -> bool:
     return jax.default_backend() != 'cpu' or settings.backend == 'triton'
 
 
+def forms_of(settings: Any) -> tuple[bool, ...]:
+    """Whether steps are in two phases: here; then elsewhere, where the platform decides."""
+    here = at_once(settings)
+    return (here, not here) if _is_open(settings) else (here,)
+
+
+def is_outside_jit(given: Any) -> bool:
+    """Whether what a program is called with are values."""
+    return not any(isinstance(a, jax.core.Tracer) for a in jax.tree.leaves(given))
+
+
 def by_form(settings: Any, run: Callable[[bool], Any]) -> Any:
     """``run(whether steps are in two phases)``: arrays, in the types of the form that is for here.
 
@@ -48,7 +65,7 @@ def by_form(settings: Any, run: Callable[[bool], Any]) -> Any:
     """
     here = at_once(settings)
     types: list[Any] = []
-    if not is_open(settings):
+    if not _is_open(settings):
         return run(here)
 
     def branch(together: bool) -> Any:
@@ -61,6 +78,47 @@ def by_form(settings: Any, run: Callable[[bool], Any]) -> Any:
     out = jax.lax.platform_dependent(cpu=lambda: branch(False), default=lambda: branch(True))
     leaves, tree = jax.tree.flatten(out)
     return tree.unflatten(map(typed, leaves, types)) if types else out
+
+
+class OfStates:
+    """A function that reads and writes states, traced and not run; call it to run it.
+
+    Raises
+    ------
+    EffectsError
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._program = brainstate.transform.StatefulFunction(function, name='traceops_steps')
+        self._program.make_jaxpr()
+        if self._program.get_jaxpr().effects:
+            raise EffectsError
+        written = {id(state) for state in self._program.get_write_states()}
+        self._written = [s for s in self._program.get_states() if id(s) in written]
+
+    def __call__(self) -> Any:
+        states = self._program.get_states()
+        values, out = self._program.jaxpr_call([state.value for state in states])
+        after = {id(state): value for state, value in zip(states, values, strict=True)}
+        for state in self._written:
+            state.value = after[id(state)]
+        return out
+
+    def by_form(self, settings: Any, together: bool, other: Callable[[], Any]) -> Any:
+        """This in one form (``together``), in the other what writes the same states."""
+        def run(form: bool) -> Any:
+            before = [state.value for state in self._written]
+            try:
+                out = self() if form == together else other()
+                return out, [state.value for state in self._written]
+            finally:
+                for state, value in zip(self._written, before, strict=True):
+                    state.value = value
+
+        out, values = by_form(settings, run)
+        for state, value in zip(self._written, values, strict=True):
+            state.value = value
+        return out
 
 
 def form_of_loops(together: bool) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from traceops.compiler.outside_jit import Programs
 from traceops.compiler.products import describe
 from traceops.host import upstream
 from traceops.host.deferred import Deferred
-from traceops.host.forms import Simulator, at_once, by_form, form_of_loops, is_open, simulator_of
+from traceops.host.forms import (
+    Simulator,
+    at_once,
+    by_form,
+    form_of_loops,
+    forms_of,
+    is_outside_jit,
+    simulator_of,
+)
 from traceops.host.plan import why_short
 from traceops.host.relations import event_weights
 from traceops.host.seen import belong_to_a_loop, caller, in_a_loop, name_of, note_loop
@@ -118,11 +126,10 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         loop = TracedLoop(call.equation, call.values)
         if loop.steps > 1:
             analysis = Analysis(loop.flat, loop.carries)
-            analysis.learners = learners = [
-                dataclasses.replace(one, reason=one.reason or _why_rolled(one) or why_short(
-                    one.owner, one.lanes, loop.steps)) for one in analysis.learners]
+            learners = analysis.learners
             if analysis.deferred:
-                deferred = _deferred(original, loop, analysis)
+                found = _in_forms(original, loop, analysis, call)
+                learners, deferred = found.learners, found if any(found.loops.values()) else None
     except Exception as err:  # what is chosen automatically never fails, and says why it was not
         learners = _refused(learners, err)
 
@@ -159,38 +166,62 @@ def _refused(learners: Sequence[Learner], err: Exception) -> list[Learner]:
 
 @dataclasses.dataclass(frozen=True)
 class _Forms:
-    """The loop without the traces of the learners whose gradients wait, in the form that it has
-    here, and in that of other platforms.
+    """Of each form that the loop may have, here first: the loop without the traces of learners
+    whose gradients wait; ``None``, the loop as it is written, where none is to.
+
+    Attributes
+    ----------
+    learners : list of Learner
+        What becomes of them here.
+    equation : JaxprEqn
+        The loop as it is written.
     """
 
     settings: Any
     programs: Programs
-    here: DeferredLoop
-    elsewhere: DeferredLoop | None
+    loops: dict[bool, DeferredLoop | None]
+    learners: list[Learner]
+    equation: Any
+
+    @property
+    def here(self) -> DeferredLoop | None:
+        return next(iter(self.loops.values()))
 
 
-def _deferred(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis) -> _Forms:
+def _in_forms(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis,
+              call: TracedCall) -> _Forms:
     # one loop, one form: that for a GPU where any learner has it
     owners = [one.owner.traceops_settings for one in analysis.deferred]
     asked = next((settings for settings in owners if at_once(settings)), owners[0])
+    here, *elsewhere = forms_of(asked)
 
-    def form(together: bool) -> DeferredLoop:
-        learners = [Deferred(one, together) for one in analysis.deferred]
-        return DeferredLoop(original, loop, analysis, learners,
-                            simulate=simulator_of(asked, together), **form_of_loops(together))
+    def learners_in(together: bool) -> list[Learner]:
+        return [dataclasses.replace(one, reason=one.reason or _why_rolled(one) or why_short(
+            one.owner, one.lanes, together, loop.steps)) for one in analysis.learners]
+
+    learners = {here: learners_in(here)}
+    for together in elsewhere:      # outside jit, whether gradients wait is known
+        learners[together] = learners_in(
+            here if is_outside_jit(call.closed.consts) else together)
+
+    def form(together: bool) -> DeferredLoop | None:
+        waiting = [Deferred(one, together) for one in learners[together] if not one.reason]
+        return DeferredLoop(original, loop, analysis, waiting,
+                            simulate=simulator_of(asked, together),
+                            **form_of_loops(together)) if waiting else None
 
     with unwatched():
-        here = at_once(asked)
-        return _Forms(asked, analysis.deferred[0].owner._programs, form(here),
-                      form(not here) if is_open(asked) else None)
+        return _Forms(asked, analysis.deferred[0].owner._programs,
+                      {together: form(together) for together in learners},
+                      learners[here], call.equation)
 
 
 def _either(forms: _Forms, *operands: Any) -> list[Any]:
     """The loop, in the form of the platform that the program is lowered for."""
-    if forms.elsewhere is None:
-        return forms.here(*operands)
-    of = {at_once(forms.settings): forms.here, not at_once(forms.settings): forms.elsewhere}
-    return by_form(forms.settings, lambda together: of[together](*operands))
+    def run(together: bool) -> Any:
+        loop = forms.loops[together]
+        return list(loop(*operands) if loop else apply(forms.equation, operands))
+    return run(next(iter(forms.loops))) if len(forms.loops) == 1 else by_form(forms.settings, run)
 
 
 def _report(learners: Sequence[Learner], steps: int, forms: _Forms | None) -> None:

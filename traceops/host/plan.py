@@ -12,7 +12,6 @@ import jax
 
 from traceops import reasons
 from traceops.host import upstream
-from traceops.host.forms import at_once
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 from traceops.reasons import Reason
 
@@ -57,30 +56,30 @@ def make_plan(learner: Any) -> Plan:
     return Plan('upstream', reason) if reason else Plan('window')
 
 
-def why_short(learner: Any, lanes: bool, steps: int) -> Reason | None:
+def why_short(learner: Any, lanes: bool, at_once: bool, steps: int) -> Reason | None:
     """Why upstream's ES-D-RTRL is as fast for so few steps, if it is.
 
     What a window costs beside its steps is then as much as it saves; not with lanes (on jax 0.10
-    upstream's step is 3.5 times as expensive).
+    upstream's step is 3.5 times as expensive), nor in the form for GPUs (``at_once``).
     """
-    wide = _why_wide(learner, lanes, steps)
+    wide = _why_wide(learner, lanes, at_once, steps)
     if wide:
         return wide
     short = SHORT if _one_state(learner) else min(SHORT, SHORT_OF_MORE)
     if (steps >= short or (steps > 1 and weight_bytes(learner) > SMALL)
             or not isinstance(learner, upstream.IODimVjpAlgorithm)
-            or _window_is_better(learner, lanes)):
+            or _window_is_better(learner, lanes, at_once)):
         return None
     return reasons.FEW_STEPS(steps=steps, short=short)
 
 
-def _why_wide(learner: Any, lanes: bool, steps: int) -> Reason | None:
+def _why_wide(learner: Any, lanes: bool, at_once: bool, steps: int) -> Reason | None:
     """Why upstream's ES-D-RTRL is as fast for a batch so large beside its weights, if it is.
 
     A window saves a gradient written at every step, and writes a record instead.
     """
     if (steps == 1 or not isinstance(learner, upstream.IODimVjpAlgorithm)
-            or not _one_state(learner) or _window_is_better(learner, lanes)):
+            or not _one_state(learner) or _window_is_better(learner, lanes, at_once)):
         return None
     record = sum(math.prod(shape) for v in relation_views(learner) for shape in (
         v.y_shape, *((v.relation.x_var.aval.shape,) if v.has_input else ())))
@@ -90,10 +89,10 @@ def _why_wide(learner: Any, lanes: bool, steps: int) -> Reason | None:
                                weights=weight_bytes(learner) / 2 ** 10)
 
 
-def why_small(learner: Any, lanes: bool, steps: int) -> Reason | None:
+def why_small(learner: Any, lanes: bool, at_once: bool, steps: int) -> Reason | None:
     """Why upstream's D-RTRL is as fast for so few steps with so small a trace, if it is."""
     if (steps not in SMALL_TRACE or not _one_state(learner)
-            or _window_is_better(learner, lanes)):
+            or _window_is_better(learner, lanes, at_once)):
         return None
     size = sum(leaf.nbytes for st in learner.etrace_bwg.values()
                for leaf in jax.tree.leaves(st.value))
@@ -102,10 +101,9 @@ def why_small(learner: Any, lanes: bool, steps: int) -> Reason | None:
     return reasons.SMALL_TRACE(steps=steps, size=size / 2 ** 10)
 
 
-def _window_is_better(learner: Any, lanes: bool) -> bool:
+def _window_is_better(learner: Any, lanes: bool, at_once: bool) -> bool:
     """However short: it was asked for, or upstream's step is expensive."""
-    settings = learner.traceops_settings
-    return lanes or settings.window is not None or at_once(settings)
+    return lanes or at_once or learner.traceops_settings.window is not None
 
 
 def _one_state(learner: Any) -> bool:

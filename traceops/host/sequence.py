@@ -6,6 +6,8 @@ what the call returns.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +15,23 @@ import jax.numpy as jnp
 import saiunit as u
 
 from traceops import reasons
-from traceops.compiler.program import StepProgram
+from traceops.compiler.program import StepProgram, UnknownEffectError
+from traceops.compiler.types import CarryTypeError
 from traceops.engine.windows import choose_window
+from traceops.host.forms import OfStates
 from traceops.host.plan import why_short, why_small
 from traceops.reasons import Reason
 
-__all__ = ['check_choice', 'check_states', 'not_a_step', 'results', 'unjitted', 'windows',
-           'worth_a_step']
+__all__ = ['NotAStepError', 'check_choice', 'check_states', 'results', 'unjitted',
+           'why_not_a_step', 'windows', 'windows_or_steps']
+
+
+class NotAStepError(Exception):
+    """A call of ``step_fn`` is not one step of the learner."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def check_choice(name: str, value: Any, legal: tuple[str, ...]) -> None:
@@ -46,18 +58,62 @@ def unjitted(learner: Any) -> bool:
     return bool(jax.config.jax_disable_jit) and learner._carries_trace  # type: ignore[attr-defined]
 
 
-def worth_a_step(learner: Any, rule: Any, length: int) -> Reason | None:
+def windows_or_steps(rules: Sequence[Any], length: int,
+                     in_windows: Callable[[Sequence[Any], bool], Any], steps: Callable[[], Any],
+                     said: Callable[[str, str], None], outside_jit: bool) -> Any:
+    """A call in windows, or a step at a time, as upstream takes it; whichever is faster.
+
+    That can differ between the forms that a program may have: it has both ways then, and that of
+    the platform is lowered. Outside jit jax's default device decides.
+
+    Parameters
+    ----------
+    rules : sequence of Rule
+        In each form that the program may have, the one for here first.
+    length : int
+    in_windows : callable
+        The results by some of the rules, and whether the first of them is for here; may raise
+        what has a reason.
+    steps : callable
+        The results a step at a time.
+    said : callable
+        Remembers the engine, and why.
+    outside_jit : bool
+    """
+    rule = rules[0]
+    learner, reason = rule.learner, _worth_a_step(rule, length)
+    windowed = rules if outside_jit else [one for one in rules if not _worth_a_step(one, length)]
+    with learner._recorder.detached():
+        if 0 < len(windowed) < len(rules):
+            with contextlib.suppress(Exception):    # what cannot be both is what it is here
+                out = OfStates(steps).by_form(
+                    learner.traceops_settings, not windowed[0].at_once,
+                    lambda: in_windows(windowed, not reason))
+                if reason:
+                    said('per-step', reason)
+                return out
+        if not reason:
+            try:
+                return in_windows(windowed, True)
+            except (UnknownEffectError, CarryTypeError, NotAStepError) as err:
+                reason = err.reason
+    said('per-step', reason)
+    return steps()
+
+
+def _worth_a_step(rule: Any, length: int) -> Reason | None:
     """Why upstream's step is the faster way, if it is."""
+    learner = rule.learner
     if rule.factorised:
-        return why_short(learner, rule.lanes, length)
+        return why_short(learner, rule.lanes, rule.at_once, length)
     if not learner._carries_trace:
         return None
     if length == 1 and rule.initial():
         return reasons.ONE_STEP()
-    return why_small(learner, rule.lanes, length)
+    return why_small(learner, rule.lanes, rule.at_once, length)
 
 
-def not_a_step(learner: Any, program: StepProgram) -> Reason:
+def why_not_a_step(learner: Any, program: StepProgram) -> Reason:
     """Why a call of ``step_fn`` is not one step of the learner."""
     count = program.count
     if learner._recorder.several_steps:
