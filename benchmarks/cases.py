@@ -65,8 +65,10 @@ class ProgramCase:
 
     ``kernels``, ``time``: at most so many times those of the simulation; ``bytes``: upstream
     moves at least so many times as many. ``launches``, ``launches_free``: at most so many, with a
-    trace that is carried over calls and without. ``by_hand``: the whole training step of a loop
-    that is written by hand (:mod:`traceops.benchmarks.loops`), optimiser included.
+    trace that is carried over calls and without; ``launches_alone``: what simulates among them.
+    ``compile``: compiling takes at most so many times as long as without kernels of ours.
+    ``by_hand``: the whole training step of a loop that is written by hand
+    (:mod:`traceops.benchmarks.loops`), optimiser included.
     """
 
     case: Case
@@ -74,13 +76,17 @@ class ProgramCase:
     by_hand: bool = False
 
 
-def _program(name: str, net: str, rule: str, n: int, **aims: float) -> ProgramCase:
+def _program(name: str, net: str, rule: str, n: int, by_hand: bool = False, vmap: bool = False,
+             **aims: float) -> ProgramCase:
     # With 50 inputs XLA for GPUs would pad the weights anew at every step, simulation included.
-    return ProgramCase(Case(name, net, rule, n, None, n_in=256), aims)
+    case = Case(name, net, rule, n, None, vmap=vmap, n_in=256)
+    return ProgramCase(case, {
+        **aims, 'launches_alone': 2. if case.spiking else 5., 'compile': 1.}, by_hand)
 
 
 PROGRAMS = (
-    _program('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, kernels=1.5, time=1.6, bytes=2.),
+    _program('ES-D-RTRL LIF 2048', 'lif', 'ES_D_RTRL', 2048, kernels=1.5, time=1.6, bytes=2.,
+             launches=50),
     _program('ES-D-RTRL LIF 128', 'lif', 'ES_D_RTRL', 128, kernels=1.5, time=2., bytes=1.,
              launches=45),
     _program('D-RTRL LIF 1024', 'lif', 'D_RTRL', 1024, kernels=1.6, time=2., bytes=20.,
@@ -89,10 +95,10 @@ PROGRAMS = (
              launches=55, launches_free=45),
     _program('D-RTRL GRU 128', 'gru', 'D_RTRL', 128, launches_free=40),
     _program('D-RTRL LSTM 64', 'lstm', 'D_RTRL', 64, launches_free=40),
-    ProgramCase(Case('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, None,
-                     vmap=True, n_in=256), dict(launches=60.)),
-    ProgramCase(Case('ES-D-RTRL LIF 128, loop by hand', 'lif', 'ES_D_RTRL', 128, None, vmap=True,
-                     n_in=256), dict(launches=50.), by_hand=True),
-    ProgramCase(Case('D-RTRL LIF 1024, loop by hand', 'lif', 'D_RTRL', 1024, None, vmap=True,
-                     n_in=256), dict(launches=50.), by_hand=True),
+    _program('ES-D-RTRL two-layer ALIF 128 vmap', 'two-alif', 'ES_D_RTRL', 128, vmap=True,
+             launches=60),
+    _program('ES-D-RTRL LIF 128, loop by hand', 'lif', 'ES_D_RTRL', 128, by_hand=True, vmap=True,
+             launches=50),
+    _program('D-RTRL LIF 1024, loop by hand', 'lif', 'D_RTRL', 1024, by_hand=True, vmap=True,
+             launches=50),
 )

@@ -10,7 +10,6 @@ automatic choice reads it.
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -21,11 +20,11 @@ from tqdm import tqdm
 
 import traceops
 from traceops.benchmarks.device_time import microseconds
-from traceops.benchmarks.measure import pure
+from traceops.benchmarks.simulations import alone, simulations_of
 from traceops.cli import factory
 from traceops.errors import TraceopsError
 from traceops.ops import choice, measured
-from traceops.ops.simulate_window import SIMULATE_WINDOW, Simulation, watching
+from traceops.ops.simulate_window import SIMULATE_WINDOW, Simulation
 from traceops.ops.simulation_trial import drawn, trial
 from traceops.text import render
 
@@ -128,13 +127,7 @@ def of_learner(make: Callable[[], Any], steps: int = _STEPS) -> list[Simulation]
         def call(*xs: Any) -> Any:
             return learner.etrace_grad(*xs, step_fn=lambda *x: sum(
                 (a ** 2).mean() for a in jax.tree.leaves(learner(*x))))
-        found: list[Simulation] = []
-        token = watching.set(found)
-        try:
-            pure(call, *inputs)
-        finally:
-            watching.reset(token)
-    return found
+        return simulations_of(call, *inputs)
 
 
 def _inputs_of(learner: Any) -> list[Any]:
@@ -164,9 +157,7 @@ def tried(simulation: Simulation, repeats: int = 10) -> measured.Measured:
 
 
 def _time(simulation: Simulation, backend: str, operands: Any, repeats: int) -> float:
-    call = jax.jit(functools.partial(SIMULATE_WINDOW.primitive.bind, request=backend,
-                                     devices=choice.devices_needed(), step=simulation.step))
-    found = microseconds(call, tuple(operands), repeats)
+    found = microseconds(alone(simulation, backend), tuple(operands), repeats)
     if found is None:
         raise TraceopsError('the GPU keeps no record of its kernels here; nothing was measured')
     return found

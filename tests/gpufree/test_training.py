@@ -187,7 +187,9 @@ def test_the_report_of_a_case(proof):
     """``traceops programs`` on a small net: the programs it compares, and what they launch."""
     case = Case('small', 'lif', 'D_RTRL', 64, None, steps=8, batch=4)
     found = programs.programs(functools.partial(of_case, case), 'h100')
-    assert set(found) == {'upstream', 'traceops', 'reset', 'free', 'forward'}
+    assert set(found) == {'upstream', 'traceops', 'loop', 'reset', 'free', 'alone', 'forward'}
+    assert found['alone'].total.launches == 2       # the product of the inputs, and the kernel
+    assert found['traceops'].seconds > 0 < found['loop'].seconds
     assert not any(p.total.unknown_loops for p in found.values())
     ours = [k for k in found['free'].kernels if 'etp_adjoint_window' in k.source]
     assert [k.times for k in ours] == [1, 1] and {k.basis for k in ours} == {'bytes'}

@@ -93,7 +93,8 @@ def test_outside_jit_a_short_call_is_traced_once(gpus):
     traced = []
 
     def calls_of(compiler):
-        learner = compiler(training.model, 'ES_D_RTRL', training.inputs[0], batch_size=4)
+        learner = compiler(training.model, 'ES_D_RTRL', training.inputs[0], batch_size=4,
+                           decay_or_rank=.9)
         traced.clear()
         learner.etrace_grad(training.inputs, step_fn=lambda x: traced.append(x) or (
             learner(x) ** 2).mean())
