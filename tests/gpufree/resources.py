@@ -194,12 +194,21 @@ _INSTRUCTION = re.compile(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_
 
 def innermost_loops(compiled):
     """Instructions of every loop that has none inside, in the machine code of a kernel."""
+    return [inner for _, inside in nested_loops(compiled) for _, inner in inside]
+
+
+def nested_loops(compiled):
+    """``(instructions, [(place, instructions of a loop inside)])`` of the outermost loops."""
     lines = _disassemble(compiled.asm['cubin'])[1].splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r'(\.L\w+):', line))}
     back = [(labels[m[1]], i) for i, line in enumerate(lines)
             if (m := re.search(r'\bBRA\b.*`\((\.L\w+)\)', line)) and labels[m[1]] < i]
-    inner = [(a, b) for a, b in back if not any(a <= c and d < b for c, d in back)]
-    return [_INSTRUCTION.findall('\n'.join(lines[a:b + 1])) for a, b in inner]
+    is_inside = lambda x, y: y[0] <= x[0] and x[1] < y[1]  # noqa: E731
+    of = lambda a, b: _INSTRUCTION.findall('\n'.join(lines[a:b]))  # noqa: E731
+    innermost = [x for x in back if not any(is_inside(y, x) for y in back)]
+    outermost = [x for x in back if not any(is_inside(x, y) for y in back)]
+    return [(of(a, b + 1), [(len(of(a, c)), of(c, d + 1)) for c, d in innermost if a <= c <= b])
+            for a, b in outermost]
 
 
 def measure(case):

@@ -45,6 +45,7 @@ def test_resources(case, recorded, proof):
         assert found.wide > 0 and not found.narrow, 'narrow accesses'
     if case.operation == 'simulate_window':
         check_rows(case, compiled)
+        check_order(case, compiled)
     proof(case.name, f'{found.registers} registers, {found.shared} B shared',
           f'{found.wide} wide, {found.narrow} narrow accesses, {fit} programs fit, '
           f'{tile.blocks_per_sm} claimed')
@@ -66,6 +67,21 @@ def check_rows(case, compiled):
         assert not any(k.startswith('BAR') for k in loop), 'a barrier for every few rows'
         wide = sum(k.startswith('LDG') and '128' in k.split('.') for k in loop)
         assert wide >= (8 if exchange.events else 4), 'narrow accesses, or few under way'
+
+
+#: Barriers of a step, at most: one for each list or row that is sent; others are of layouts.
+BARRIERS = {'lif 128': 3, 'lif 1024': 8, 'lif 2048': 8, 'alif 1024': 8, 'gru 128': 20}
+
+
+def check_order(case, compiled):
+    """What a step sends is stored, then there is a barrier, then it is read; and few barriers."""
+    step, inside = next(loop for loop in resources.nested_loops(compiled) if len(loop[1]) > 0
+                        and any(k.startswith('LDG') for k in loop[1][0][1]))
+    assert sum(k.startswith('BAR') for k in step) <= BARRIERS[case.form]
+    for place, _ in inside:
+        last = {kind: max(i for i, k in enumerate(step[:place]) if k.startswith(kind))
+                for kind in ('STG', 'BAR')}
+        assert last['STG'] < last['BAR'], 'what is sent is read with no barrier after its store'
 
 
 def test_every_entry_of_the_tables_is_tried():
