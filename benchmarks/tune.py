@@ -85,8 +85,10 @@ def table(kind: str, rows: Iterable[tuple[str, measured.Measured]]) -> str:
     return render(out, width=120)
 
 
-def standard(steps: int = _STEPS) -> Iterator[Simulation]:
-    """One recurrent layer of each size: spiking, and gated."""
+def standard(steps: int = _STEPS, sizes: Any = None) -> Iterator[Simulation]:
+    """One recurrent layer of each size (default: :data:`SIZES`): spiking, and gated."""
+    sizes = SIZES if sizes is None else sizes
+
     def spiking(constants: Any, slices: Any, states: Any) -> Any:
         (W,), (x,), (V,) = constants, slices, states
         spikes = (V >= 1.).astype(V.dtype)
@@ -98,8 +100,8 @@ def standard(steps: int = _STEPS) -> Iterator[Simulation]:
         return [jax.numpy.tanh(x + h @ W)], [h]
 
     for kind, step in (('events', spiking), ('all rows', gated)):
-        sizes, batches = SIZES[kind]
-        for n in sizes:
+        neurons, batches = sizes.get(kind, ((), ()))
+        for n in neurons:
             for b in batches:
                 shapes = [(n, n)], [(steps, b, n)], [(b, n)]
                 yield _simulation(step, *([jax.ShapeDtypeStruct(s, np.float32) for s in part]

@@ -44,6 +44,7 @@ COMMANDS = {
     'programs': ('traceops.benchmarks.programs_command',
                  'what training costs as a GPU program'),
     'tune': ('traceops.benchmarks.tune', 'on a GPU, time kernels against XLA, once'),
+    'verify': ('traceops.benchmarks.first_day', 'on a GPU, all that it is to be asked, in order'),
     'explain': ('traceops.cli:explain', 'what traceops does with a learner of yours'),
     'doctor': ('traceops.doctor', 'versions, devices, a parity check on this machine'),
     'status': ('traceops.cli:status', 'versions and settings'),

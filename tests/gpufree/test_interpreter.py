@@ -8,20 +8,30 @@ before it starts.
 
 import dataclasses
 import importlib
+import itertools
 import warnings
 
+import brainstate
+import braintrace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import platformdirs
 import pytest
+import saiunit as u
 
+import traceops
 from tests.ops import oracle, suites
 from tests.ops.steps import operands_of
-from traceops import ops
+from traceops import cli, ops
+from traceops.benchmarks import repeats, tune
+from traceops.benchmarks.cases import Case
+from traceops.benchmarks.measure import jitted, of_case, online
+from traceops.benchmarks.nets import make
 from traceops.kernels.d_trace_window import launch as d_launch
 from traceops.kernels.simulate_window import launch, text
 from traceops.kernels.trace_gradient import launch as product_launch
-from traceops.ops import choice, interpreter, verify
+from traceops.ops import choice, interpreter, measured, verify
 from traceops.ops.primitive import OPERATIONS
 from traceops.ops.simulate_window import SIMULATE_WINDOW
 
@@ -236,3 +246,120 @@ def test_a_program_holds_one_call_a_launch():
     text = jax.jit(jax.vmap(jax.vmap(run))).lower(*many).compile().as_text()
     assert text.count('custom_call_target="xla_ffi_python_cpu_callback"') == 1
     assert ' while(' not in text
+
+
+@pytest.mark.parametrize('net, rule, vmap, settings', [
+    ('lif', 'ES_D_RTRL', False, {'window': 5}),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        ('alif', 'D_RTRL', True, {'window': 5}), ('two-alif', 'ES_D_RTRL', True, {}),
+        ('lstm', 'D_RTRL', False, {'carry_trace': False})))])
+def test_a_training_call_by_kernels_alone(net, rule, vmap, settings, proof):
+    """What the simulation keeps is what the rest is recomputed from; windows follow each other."""
+    brainstate.environ.set(dt=1. * u.ms)
+    given = Case('one', net, rule, 16, None, steps=12, batch=2, vmap=vmap, n_in=12)
+    found = []
+    for compiler, more in ((braintrace.compile, {}), (traceops.compile, settings)):
+        training = of_case(given)
+        found.append(jitted(online(training, compiler, backend='triton', **more))(
+            training.inputs, training.targets))
+    (want, loss), (got, ours) = found
+    scale = [np.linalg.norm(a) for a in jax.tree.leaves(want)]
+    worst = max(np.linalg.norm(np.subtract(a, b)) / s for a, b, s in zip(
+        jax.tree.leaves(want), jax.tree.leaves(got), scale, strict=True))
+    assert min(scale) > 0. and worst < 1e-5 and abs(loss - ours) < 1e-5
+    proof(f'a training call, {rule} {net}{", vmap" * vmap}', 'interpreter',
+          f'difference {worst:.1e}')
+
+
+@pytest.mark.parametrize('name', [
+    'adjoint_window S=1', 'es_trace_window S=2', 'd_trace_window S=1', 'trace_gradient bf16x3',
+    'simulate_window events', pytest.param('', id='all', marks=pytest.mark.slow)])
+def test_every_run_has_the_same_bits(name, proof):
+    found = [repeats.same_every_time(*one, runs=3) for one in repeats.calls(T=3, B=2, N=16)
+             if one[0].startswith(name)]
+    assert found and all(one.passed and one.said == '3 runs, the same bits' for one in found)
+    for one in found:
+        proof(one.name, 'interpreter', one.said)
+
+
+def test_runs_that_differ_are_seen():
+    """By one bit; NaN is itself."""
+    count = itertools.count()
+
+    def call(x):
+        return jax.pure_callback(lambda a: np.where(np.arange(3) == 1, np.nan, np.nextafter(
+            a, a + (next(count) % 2), dtype=np.float32)), x, x)
+    found = repeats.same_every_time('one', call, [jnp.ones(3)], runs=4)
+    assert not found.passed and found.said == '4 runs, 2 differ from the first'
+
+
+@pytest.mark.parametrize('kind', ['events', pytest.param('all rows', marks=pytest.mark.slow)])
+def test_the_kernel_agrees_with_the_loop_away_from_thresholds(kind, proof):
+    simulation, = tune.standard(6, {kind: ((20,), (3,))})
+    found = repeats.against_the_loop(f'simulate_window {kind}', simulation)
+    assert found.passed and 'difference' in found.said
+    proof(found.name, 'interpreter', found.said)
+
+
+def test_a_threshold_that_is_close_is_not_compared(monkeypatch):
+    monkeypatch.setattr(repeats, '_MARGIN', 10.)
+    monkeypatch.setattr(repeats, '_SEEDS', 2)
+    simulation, = tune.standard(2, {'events': ((20,), (3,))})
+    found = repeats.against_the_loop('simulate_window events', simulation)
+    assert not found.passed and 'of 2 seeds each has a neuron within' in found.said
+
+
+class TestTune:
+    """The command whole, but for the clock: kernels are checked, run, and their verdict is used."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(platformdirs, 'user_cache_path', lambda name: tmp_path / name)
+        monkeypatch.setattr(tune.jax, 'default_backend', lambda: 'gpu')
+        monkeypatch.setattr(tune.choice, 'cuda_place', choice.current_place)
+        measured.forget()
+        verify.forget()
+        self.results, self.times = [], itertools.cycle((20., 100.))
+
+        def microseconds(fn, args, repeats):
+            self.results.append([np.asarray(a) for a in fn(*args)])
+            return next(self.times)
+        monkeypatch.setattr(tune, 'microseconds', microseconds)
+        yield
+        measured.forget()
+        verify.forget()
+
+    def test_of_sizes(self, monkeypatch, capsys, proof):
+        monkeypatch.setattr(tune, 'SIZES', {'events': ((16,), (2,)), 'all rows': ((16,), (2,))})
+        assert cli.main(['tune', '--steps', '4']) == 0
+        kernel, loop = self.results[0], self.results[1]         # both were run, of one net
+        for a, b in zip(kernel, loop, strict=True):
+            assert np.linalg.norm(a - b) < 1e-5 * np.linalg.norm(b) > 0.
+        assert 'checked on this device' in ' '.join(capsys.readouterr().out.split())
+        assert {*measured.known('interpreter')} == {
+            'events, 16 neurons, 2 samples', 'all rows, 16 neurons, 2 samples'}
+        # a layer of that size, of another step
+        step, constants, slices, states = operands_of('lif', N=16, batch=(2,))
+        simulation = ops.Simulation(step, constants, slices, states)
+        told = 'measured here: 20 us against 100 us'
+        assert str(simulation).endswith(f'; {told})')
+        assert ops.why('simulate_window', *simulation.operands, step=simulation.step).reason == (
+            f'kernel, {told}')
+        proof('traceops tune', 'interpreter', told)
+
+    @pytest.mark.slow
+    def test_of_a_learner_whose_loop_is_faster(self, tmp_path, monkeypatch):
+        self.times = itertools.cycle((100., 20.))
+        monkeypatch.setattr(tune, 'factory', lambda target, parser: a_learner)
+        assert cli.main(['tune', 'theirs:learner', '--steps', '4']) == 0
+        learner = a_learner()
+        jitted(lambda x: learner.etrace_grad(x, step_fn=lambda i: (learner(i) ** 2).mean()))(
+            jnp.ones((4, 2, 12)))
+        assert 'the loop: measured here: 100 us against 20 us' in str(traceops.explain(learner))
+
+
+def a_learner():
+    brainstate.environ.set(dt=1. * u.ms)
+    with traceops.configured(two_phase=True):
+        return traceops.compile(make('lif', 12, 16, 3), 'ES_D_RTRL', jnp.zeros((2, 12)),
+                                batch_size=2, decay_or_rank=.9)
