@@ -8,9 +8,10 @@ Every reason that ``explain`` can give is a :class:`Kind` here, so none is witho
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ['Kind', 'Reason', 'instead_of']
+__all__ = ['Kind', 'Reason', 'instead_of', 'with_advice']
 
 _AS_FAST = "nothing to change: upstream's way is as fast here"
 _ASKING = f'{_AS_FAST} (traceops.configure(window=...) asks for windows all the same)'
@@ -36,6 +37,12 @@ class Reason(str):
 def instead_of(reason: str) -> str:
     """What to write instead; empty where nothing was declined."""
     return getattr(reason, 'instead', '')
+
+
+def with_advice(given: Iterable[tuple[str, str]]) -> list[str]:
+    """Lines of ``explain``: pairs of a reason and what to write instead, each once."""
+    return [f'- {reason}' + f'\n  instead: {instead}' * bool(instead)
+            for reason, instead in dict.fromkeys(given) if reason]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +80,8 @@ SPARSE_N = Kind(
     "recurrence_scope='coupled' or 'diagonal', if its gradient will do (it is another one)")
 TRACE_DTYPE = Kind(
     'trace_dtype={dtype!r} rounds the trace at every step, and the window stores no trace to round',
-    'trace_dtype=None; where memory is short, traceops.configured(carry_trace=False) besides')
+    'trace_dtype=None; where memory is short and each sequence starts from a zero trace, make the '
+    'learner in traceops.configured(carry_trace=False) besides')
 OWN_METHOD = Kind(
     'this learner has a {name} of its own',
     'leave {name} as the class has it, and do before or after etrace_grad(...) what it does; '
@@ -117,7 +125,7 @@ NO_CLOSED_FORM = Kind(
 # -- of a call ---------------------------------------------------------------------------------
 
 BY_HAND = Kind(
-    "one step: its program is upstream's",
+    'a single step, taken as it is written',
     'learner.etrace_grad(xs, ys, step_fn=...) for many steps in a row, or a '
     'brainstate.transform.scan whose body adds the gradients up; where weights change at every '
     'step, nothing: it is as fast as upstream')
@@ -139,8 +147,8 @@ SUM_TYPE = Kind(
     'what is added up changes its type in the loop: {error}',
     'one dtype for weights, states and inputs: cast what differs to that of the weights')
 SEVERAL_STEPS = Kind(
-    'step_fn gives the learner MultiStepData, several steps at once',
-    'pass xs of single steps, [T, ...], if the gradient of single steps will do')
+    'the learner is given several steps at once (MultiStepData)',
+    'give it single steps, of xs [T, ...], if their gradient will do (it is another one)')
 NOT_COUNTED = Kind(
     'step_fn calls the learner inside an inner jit, scan or branch, where its calls cannot be '
     'counted',

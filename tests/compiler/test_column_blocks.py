@@ -17,7 +17,7 @@ from traceops.compiler import column_blocks
 from traceops.compiler.jaxpr import inlined
 from traceops.compiler.partition import partition_step
 from traceops.compiler.simulation import advance, products_of, simulate
-from traceops.host.explain import LoopsExplanation
+from traceops.host.explain_calls import LoopsExplanation
 
 
 def step(x, h, W):

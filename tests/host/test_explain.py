@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """explain: one row per relation and group, the engine, and the reason."""
 
+import functools
 import gc
 import json
 import warnings
@@ -9,13 +10,16 @@ import weakref
 
 import brainstate
 import braintrace
+import jax
+import jax.numpy as jnp
 import pytest
+import saiunit as u
 
 import traceops
-from tests.parity.harness import start
+from tests.parity.harness import BATCH, start
 from tests.parity.nets import NETS
 from tests.parity.test_transformed import net
-from traceops.host import relations
+from traceops.host import explain, relations
 from traceops.host.rule import Rule
 
 
@@ -154,15 +158,105 @@ def test_a_function_that_makes_its_learner():
     assert said.rows[0].trace_bytes == 4 * (9 * 6 + 6) * 4          # of four lanes
 
 
+def explained_outside(then):
+    """A training step that resets a learner which was made before."""
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
+
+    def train_step():
+        brainstate.nn.reset_all_states(run.learner, batch_size=BATCH)
+        return then(run)
+    traceops.explain(train_step)
+    return run
+
+
 @pytest.mark.parametrize('then, advised', [
     (lambda run: run.eager_grad(), True), (evolve_and_learn, False),
     (lambda run: [run.learner(run.x[0]), run.eager_grad()], False)])
 def test_advice_only_where_it_is_safe(then, advised):
     """Without a trace the gradients are the same only where each call starts from zero."""
-    train_step, made = made_and_used(then)
-    traceops.explain(train_step)
+    run = explained_outside(then)
     assert ('carry_trace=False): the gradients are the same'
-            in str(traceops.explain(made[0].learner))) == advised
+            in str(traceops.explain(run.learner))) == advised
+
+
+def test_a_trace_that_its_program_ends_with(monkeypatch):
+    """Of a learner made in the function that uses it; else it is said how to be without one."""
+    def forms_it(run):
+        return 'forms the one' in str(run) or 'is formed there' in str(run)
+    monkeypatch.setattr(explain, '_LARGE_TRACE', 0)
+    train_step, made = made_and_used(evolve_and_learn)
+    traceops.explain(train_step)
+    said = str(traceops.explain(made[0].learner))
+    assert 'which no trace leaves' in said and not forms_it(said)
+    run = explained_outside(evolve_and_learn)
+    said = str(traceops.explain(run.learner))
+    assert 'in the jitted function itself' in said and forms_it(said)
+
+
+class Trainer:
+    def __init__(self, net):
+        self.run = start(traceops.compile, NETS[net], 'd_rtrl', 5)
+
+    @brainstate.transform.jit(static_argnums=(0,), static_argnames=('how',))
+    def train(self, x, how='mean'):
+        loss = {'mean': jnp.mean, 'sum': jnp.sum}[how]
+        return self.run.learner.etrace_grad(x, step_fn=lambda x: loss(self.run.learner(x)))
+
+
+def test_methods_and_arguments_that_are_no_arrays():
+    """A jitted method of a trainer, called before; a partial of it; an argument that is static."""
+    trainer = Trainer('lif')
+    trainer.train(trainer.run.x, how='sum')
+    for found in (traceops.explain(trainer.train, trainer.run.x, how='sum'),
+                  traceops.explain(functools.partial(trainer.train, how='sum'), trainer.run.x)):
+        assert [c.what for c in found.calls] == ['etrace_grad'] and not found.notes
+        assert 'in Trainer.train' in found.calls[0].where
+
+
+def test_a_decorator_keeps_what_it_does():
+    """Only ``jit`` is taken off: settings and the environment of a function stay."""
+    made = []
+
+    @traceops.accelerate(window=2)
+    @brainstate.environ.context(dt=1. * u.ms)
+    def train_step():
+        made.append(start(braintrace.compile, NETS['lif'], 'd_rtrl', 5))
+        return made[-1].eager_grad()
+    brainstate.environ.pop('dt')
+    found = traceops.explain(train_step)
+    assert [c.reason.split(';')[0] for c in found.calls] == ['2 steps per window']
+
+
+def test_functions_that_cannot_be_traced_list_what_was_seen():
+    run = start(traceops.compile, NETS['lif'], 'd_rtrl', 5)
+    step = brainstate.transform.jit(lambda x: run.learner(x).mean())
+
+    def in_python(x):
+        return [float(step(one)) for one in x]
+    found = traceops.explain(in_python, run.x)
+    assert 'needs the values of arrays' in found.notes[0] and 'in_python' in found.notes[0]
+    assert 'test_explain.py' in found.notes[0] and found.calls == traceops.explain().calls
+    step(run.x[0])
+    found = traceops.explain(lambda x: step(x), run.x[0])
+    assert 'were traced before' in str(found) and found.to_dict()['notes']
+
+
+def test_several_steps_at_once_are_named_in_loops():
+    def train():
+        run = start(traceops.compile, NETS['vanilla'], 'd_rtrl', 6, vjp_method='multi-step')
+
+        def step(total, x):
+            grads = brainstate.transform.grad(
+                lambda: run.learner(braintrace.MultiStepData(x)).sum(), run.inner.param_states)()
+            return jax.tree.map(jnp.add, total, grads), None
+        zeros = {k: jax.tree.map(jnp.zeros_like, w.value)
+                 for k, w in run.inner.param_states.items()}
+        run.learner(braintrace.MultiStepData(run.x))
+        return brainstate.transform.scan(step, zeros, run.x.reshape(2, 3, *run.x.shape[1:]))
+    found = traceops.explain(train)
+    [(_, why)] = found.loops[0].kept
+    assert 'several steps at once' in why and why.instead
+    assert [(c.what, c.steps) for c in found.calls] == [('a step by hand', 6)]
 
 
 def test_steps_by_hand_are_named():

@@ -13,7 +13,7 @@ from tests.parity.harness import assert_close, start
 from tests.parity.nets import NETS
 from tests.parity.test_rules import compare
 from traceops.host import plan, relations
-from traceops.host.explain import LoopsExplanation
+from traceops.host.explain_calls import LoopsExplanation
 from traceops.kernels.trace_gradient import cpu, events
 
 pytestmark = pytest.mark.cpu('sums over spikes are for a CPU')

@@ -6,7 +6,7 @@ faster."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import brainstate
@@ -15,13 +15,14 @@ import saiunit as u
 from rich.table import Table
 
 from traceops import ops, reasons
-from traceops.host import devices, faults, loops, patch, seen, upstream
+from traceops.host import devices, faults, seen, upstream
+from traceops.host.explain_calls import LoopsExplanation, of_events, of_function, of_process
 from traceops.host.forms import at_once
 from traceops.host.learners import is_fast
 from traceops.host.relations import RelationView, event_weights, relation_views
 from traceops.host.rules import make_rule
 from traceops.host.transforms import is_transformed
-from traceops.reasons import instead_of
+from traceops.reasons import instead_of, with_advice
 from traceops.text import render
 
 __all__ = ['Explanation', 'LoopsExplanation', 'Row', 'explain']
@@ -79,17 +80,11 @@ class Explanation:
             table.add_row(r.parameter, r.primitive, _shape(r.x_shape), _shape(r.y_shape),
                           str(r.group), str(r.states), r.rule, _engine_text(r), r.backend,
                           f'{_size(r.kept_bytes)} of {_size(r.trace_bytes)}')
-        lines = [render(table).rstrip(), *_reasons((r.reason, r.instead) for r in self.rows)]
+        lines = [render(table).rstrip(), *with_advice((r.reason, r.instead) for r in self.rows)]
         lines += [f'- {note}' for note in self.notes]
         if self.saved_bytes:
             lines.append(f'trace memory not kept: {_size(self.saved_bytes)}')
         return '\n'.join(lines)
-
-
-def _reasons(given: Iterable[tuple[str, str]]) -> list[str]:
-    """Reasons, each once, with what to write instead."""
-    return [f'- {reason}' + f'\n  instead: {instead}' * bool(instead)
-            for reason, instead in dict.fromkeys(given) if reason]
 
 
 def _engine_text(row: Row) -> str:
@@ -105,75 +100,6 @@ def _shape(shape: tuple[int, ...]) -> str:
 def _size(n: int) -> str:
     unit = 2 if n >= 2 ** 20 else int(n >= 2 ** 10)
     return f'{n / 2 ** (10 * unit):.{2 if unit else 0}f} {("B", "KiB", "MiB")[unit]}'
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopsExplanation:
-    """Loops of :func:`explain`; ``str()`` is a table, :meth:`to_dict` for machines."""
-
-    loops: tuple[loops.Loop, ...]
-    calls: tuple[seen.Call, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, JSON-ready."""
-        return {'loops': [{**dataclasses.asdict(loop), 'instead': dict(_declined(loop))}
-                          for loop in self.loops],
-                'calls': [{**dataclasses.asdict(call), 'instead': call.instead}
-                          for call in self.calls]}
-
-    def __str__(self) -> str:
-        if not self.loops and not self.calls:
-            return ('No fast learner was seen at work. A learner is fast when it is made '
-                    'after traceops.install(), or inside a function that is decorated with '
-                    '@traceops.accelerate. Calls and loops are seen when they are traced: a '
-                    'function that was jitted and called before is not traced again.')
-        return '\n'.join([*([self._calls()] if self.calls else []),
-                          *([self._loops()] if self.loops else [])])
-
-    def _calls(self) -> str:
-        table = Table(title='traceops: calls', title_justify='left')
-        for name in ('call', 'what', 'learner', 'steps', 'engine', 'because'):
-            table.add_column(name, overflow='fold')
-        for call in self.calls:
-            table.add_row(call.where, call.what, call.learner, str(call.steps), call.engine,
-                          call.reason)
-        return '\n'.join([render(table).rstrip(), *_reasons(
-            (call.reason, call.instead) for call in self.calls if call.instead)])
-
-    def _loops(self) -> str:
-        table = Table(title='traceops: loops over time', title_justify='left')
-        for name in ('loop', 'steps', 'learner', 'gradients are formed', 'because'):
-            table.add_column(name, overflow='fold')
-        for loop in self.loops:
-            for learner in loop.deferred:
-                table.add_row(loop.where, str(loop.steps), learner, loop.how_often,
-                              'the loop only adds them up')
-            for learner, reason in loop.forward:
-                table.add_row(loop.where, str(loop.steps), learner, 'none is taken', reason or
-                              f'its trace is formed {loop.how_often}')
-            for learner, reason in loop.kept:
-                table.add_row(loop.where, str(loop.steps), learner, 'at every step', reason)
-        lines = [render(table).rstrip()]
-        if any(loop.deferred for loop in self.loops):
-            lines.append('- formed after the steps: no trace is rolled inside the loop; it keeps '
-                         'the factors of each step instead. What the loop returns is the same.')
-        if any(loop.kept for loop in self.loops):
-            lines.append('- at every step: the loop runs as it is written.')
-        lines += _reasons(one for loop in self.loops for one in _declined(loop))
-        lines += [f'- {loop.where}: {said}' for loop in self.loops
-                  for said in (*loop.products, *loop.simulation,
-                               *_of_events(loop.events))]
-        return '\n'.join(lines)
-
-
-def _of_events(names: Sequence[str]) -> list[str]:
-    return [f'spikes enter {", ".join(names)}: of a long window in which few are not zero, the '
-            'gradient is the sum over those'] if names else []
-
-
-def _declined(loop: loops.Loop) -> list[tuple[str, str]]:
-    """Why learners of a loop run as they are written, and what to write instead."""
-    return [(reason, instead_of(reason)) for _, reason in (*loop.kept, *loop.forward) if reason]
 
 
 def explain(subject: Any = None, *args: Any, **kwargs: Any) -> Explanation | LoopsExplanation:
@@ -200,30 +126,12 @@ def explain(subject: Any = None, *args: Any, **kwargs: Any) -> Explanation | Loo
         A learner that is not compiled.
     """
     if subject is None:
-        return LoopsExplanation(loops.known(), seen.known())
+        return of_process()
     inner = getattr(subject, 'module', subject)
     if not isinstance(inner, upstream.AnyLearner) and callable(subject) \
             and not isinstance(subject, brainstate.nn.Module):
-        return _explain_function(subject, args, kwargs)
+        return of_function(subject, args, kwargs)
     return _explain_learner(subject, inner)
-
-
-def _explain_function(fn: Callable[..., Any], args: Any, kwargs: Any) -> LoopsExplanation:
-    while True:                     # a jitted function may have been traced before
-        inside = getattr(fn, 'origin_fun', None) or getattr(fn, '__wrapped__', None)
-        if inside is None:
-            break
-        fn = inside
-    found: list[loops.Loop] = []
-    calls: list[seen.Call] = []
-    tokens = loops.watching.set(found), seen.watching.set(calls)
-    try:
-        with patch.enabled():
-            brainstate.transform.make_jaxpr(fn)(*args, **kwargs)
-    finally:
-        loops.watching.reset(tokens[0])
-        seen.watching.reset(tokens[1])
-    return LoopsExplanation(tuple(dict.fromkeys(found)), tuple(dict.fromkeys(calls)))
 
 
 def _explain_learner(learner: Any, inner: Any) -> Explanation:
@@ -355,23 +263,42 @@ def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
             and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')
     if any(r.engine == 'window' for r in rows):
-        notes += _of_events(event_weights(inner))
-    if _trace_is_in_the_way(inner, rows, calls):
-        notes.append(f'the carried trace ({_size(sum(r.kept_bytes for r in rows))}) dominates '
-                     f'memory; every call so far was an etrace_grad from a zero trace. If all are, '
-                     f'make the learner with traceops.configured(carry_trace=False): the gradients '
-                     f'are the same, and no trace is allocated')
-    return notes
+        notes += of_events(event_weights(inner))
+    return notes + _of_the_trace(inner, rows, calls)
 
 
-def _trace_is_in_the_way(inner: Any, rows: list[Row], calls: Sequence[seen.Call]) -> bool:
-    """Whether a trace is carried that no call so far has read."""
+#: Bytes of a trace whose forming takes so long that a note is worth reading.
+_LARGE_TRACE = 2 ** 20
+
+
+def _of_the_trace(inner: Any, rows: list[Row], calls: Sequence[seen.Call]) -> list[str]:
+    """Whether the trace that calls leave is formed, and what would do without."""
     kept = sum(r.kept_bytes for r in rows)
-    return bool(
-        kept and any(r.engine == 'window' for r in rows)
-        and isinstance(inner, upstream.ParamDimVjpAlgorithm)
-        and calls and all(c.what == 'etrace_grad' and c.from_zero for c in calls)
-        and kept > 2 * _weight_bytes(inner))
+    if not (kept > 2 * _weight_bytes(inner) and calls and any(r.engine == 'window' for r in rows)
+            and isinstance(inner, upstream.ParamDimVjpAlgorithm)):
+        return []
+    if not _outlives_its_program(inner):
+        return ['made in the program that uses it, which no trace leaves: one that nothing there '
+                'reads is not formed']
+    if all(c.what == 'etrace_grad' and c.from_zero for c in calls):
+        return [f'every call so far was an etrace_grad from a zero trace, and forms the one that '
+                f'it leaves ({_size(kept)}). If all are, make the learner with '
+                f'traceops.configured(carry_trace=False): the gradients are the same, and no trace '
+                f'is allocated']
+    if kept < _LARGE_TRACE:
+        return []
+    return [f'the trace ({_size(kept)}) is a result of every function that uses the learner, and '
+            f'is formed there. Where each starts with a reset of all states, make the learner in '
+            f'the jitted function itself, by braintrace.compile: what nothing reads is not formed '
+            f'then']
+
+
+def _outlives_its_program(inner: Any) -> bool:
+    """Not if it was made in a jitted function, which is over."""
+    try:
+        return all(state.value is not None for state in inner.etrace_bwg.values())
+    except brainstate.BrainStateError:
+        return False
 
 
 def _weight_bytes(inner: Any) -> int:

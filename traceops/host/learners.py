@@ -207,7 +207,9 @@ class FastLearner(_Instead):
         if not self._recording:         # before any state is touched
             self.needs_trace('a step by hand, learner(x),')
             if self.one.traceops_plan is not None and loops_are_watched() and not is_in_a_loop():
-                note(self.one, BY_HAND, 1, 'per-step', reasons.BY_HAND())
+                several = _steps_at_once(args)
+                note(self.one, BY_HAND, several or 1, 'per-step',
+                     reasons.SEVERAL_STEPS() if several else reasons.BY_HAND())
         return self.original('_update_impl')(*args)
 
     def needs_trace(self, what: str) -> None:
@@ -282,6 +284,14 @@ def _not_carried(what: str) -> TraceNotCarriedError:
         f'which keeps none. Make it with traceops.configure(carry_trace=True); or get gradients '
         f'with learner.etrace_grad(...), which needs no trace (give steps before those that count '
         f'a mask of 0); or call the model itself to look forward only.')
+
+
+def _steps_at_once(args: Any) -> int:
+    """How many steps a call is given as ``MultiStepData``; 0: single steps."""
+    several = braintrace.MultiStepData
+    return max((len(leaf) for one in jax.tree.leaves(
+        args, is_leaf=lambda a: isinstance(a, several)) if isinstance(one, several)
+        for leaf in jax.tree.leaves(one.data)), default=0)
 
 
 def is_fast(one: Any) -> bool:

@@ -118,7 +118,7 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         note_free(body)
         return call.run()
     for owner, taken in owners.values():
-        belong_to_a_loop(owner, taken)
+        belong_to_a_loop(owner, taken or 1)     # several steps at once are no step
     learners: Sequence[Learner] = [
         Learner(owner, reasons.LOOP_OF_ONE()) for owner, _ in owners.values()]
     loop, deferred = None, None

@@ -126,6 +126,7 @@ def accelerate(fn: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
         with enabled(**settings):
             return fn(*args, **kwargs)
 
+    accelerated.traceops_settings = settings        # type: ignore[attr-defined]
     return accelerated
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from traceops.reasons import Reason, instead_of
 
 __all__ = ['BY_HAND', 'LOOP', 'Call', 'Calls', 'belong_to_a_loop', 'caller', 'in_a_loop',
-           'is_in_a_loop', 'known', 'name_of', 'note', 'note_loop', 'watching']
+           'is_in_a_loop', 'known', 'name_of', 'note', 'note_loop', 'raised_at', 'watching']
 
 BY_HAND, LOOP = 'a step by hand', 'a loop by hand'
 
@@ -150,8 +151,22 @@ def caller() -> str:
     """File, line and function of the nearest code that is no library's."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get('__name__', '').split('.')[0] not in _LIBRARIES:
-            code = frame.f_code
-            return f'{code.co_filename}:{frame.f_lineno} in {code.co_qualname}'
+        if _is_the_users(frame):
+            return _place(frame, frame.f_lineno)
         frame = frame.f_back
     return 'unknown'
+
+
+def raised_at(err: BaseException) -> str:
+    """The same of what raised an error."""
+    found = [_place(frame, line) for frame, line in traceback.walk_tb(err.__traceback__)
+             if _is_the_users(frame)]
+    return found[-1] if found else 'unknown'
+
+
+def _is_the_users(frame: Any) -> bool:
+    return frame.f_globals.get('__name__', '').split('.')[0] not in _LIBRARIES
+
+
+def _place(frame: Any, line: int) -> str:
+    return f'{frame.f_code.co_filename}:{line} in {frame.f_code.co_qualname}'

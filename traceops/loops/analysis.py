@@ -236,8 +236,9 @@ class Analysis(Body):
         steps = [n for n in self.steps if step_of(n).owner is owner]  # type: ignore[union-attr]
         updates = [n for n in steps if n.primitive is UPDATE]
         grads = [n for n in steps if n.primitive is not UPDATE]
-        if len(updates) != 1:
-            raise _Refused(reasons.STEPS(count=len(updates)))
+        if len(updates) != 1:           # of several steps at once the gradient alone is a node
+            raise _Refused(reasons.STEPS(count=len(updates)) if updates
+                           else reasons.SEVERAL_STEPS())
         update = updates[0]
         if len(update.params['lanes']) > 1 or any(
                 len(n.params['lanes']) != len(update.params['lanes']) for n in grads):
