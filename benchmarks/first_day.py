@@ -116,8 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     device = _device()
     if not device.startswith('gpu'):
         raise NoGpuError(
-            f'verify asks a GPU, and jax runs on {device}; nothing was run. traceops verify --list '
-            'says what would be; `make test-gpufree` proves the kernels without a GPU')
+            f'verify asks a GPU, and jax runs on {device.partition(",")[0]}; nothing was run. '
+            'traceops verify --list says what would be; `make test-gpufree` proves the kernels '
+            'without a GPU')
     args.out.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for step in steps:

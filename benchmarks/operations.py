@@ -131,7 +131,7 @@ def _lif(first: Any, inputs: Any, weights: Any, backend: str) -> Any:
     def step(constants: Any, slices: Any, states: Any) -> Any:
         (W,), (x,), (V,) = constants, slices, states
         spikes = (V >= 2.).astype(V.dtype)
-        V = .9 * (V - spikes) + .5 * x + spikes @ W
+        V = .9 * (V - spikes) + .5 * x + jax.numpy.matmul(spikes, W, precision='highest')
         return [V], [V]
     return ops.simulate_window(step, [weights], [inputs], [first], backend=backend)
 

@@ -134,6 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--runs', type=int, default=1000, help='of each kernel (default: 1000)')
     parser.add_argument('--size', type=int, default=256, help='neurons (default: 256)')
     args = parser.parse_args(argv)
+    if args.what != 'rates':        # else the loop's products are in tf32
+        jax.config.update('jax_default_matmul_precision', 'highest')
     passed = True
     if args.what == 'rates':
         for N in SIZES:

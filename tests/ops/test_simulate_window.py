@@ -4,6 +4,7 @@
 
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from traceops import ops
 from traceops.kernels.simulate_window import launch
 from traceops.kernels.simulate_window.anatomy import anatomy, resized
 from traceops.kernels.simulate_window.step import UnsupportedError, trace_step
+from traceops.ops.simulate_window import SIMULATE_WINDOW
+from traceops.ops.simulation_trial import trial
 
 EXAMPLES = pathlib.Path(package.__file__).parent / 'examples'
 
@@ -228,6 +231,24 @@ def test_a_part_of_the_samples(name):
     assert anatomy(part).samples == (2,)
     assert launch.kernel_of(part)[1].source == \
         launch.kernel_of(traced(name, batch=(2,))[0])[1].source
+
+
+@pytest.mark.parametrize('name', ['lif', 'lateral', 'gru'])
+def test_a_kernel_is_tried_against_full_float32(name):
+    """By default products are coarser on a GPU, and a right kernel would be found wrong."""
+    step, operands = traced(name)
+    seen = []
+
+    def bind(*given, request, devices, step):
+        seen.append(step)
+        return SIMULATE_WINDOW.primitive.bind(*given, request='jax', devices=devices, step=step)
+    operation = types.SimpleNamespace(primitive=types.SimpleNamespace(bind=bind))
+    right, found = trial(operation, operands, {'step': step}, jax.devices()[0])
+    assert right and 'checked on this device' in found
+    products = [e for s in seen for e in s.closed.jaxpr.eqns if e.primitive.name == 'dot_general']
+    assert products and {e.params['precision'] for e in products} == {
+        (jax.lax.Precision.HIGHEST,) * 2}
+    assert {launch.name(s) for s in seen} == {launch.name(step)}        # the kernel is the same
 
 
 def test_keys_and_counters_are_no_states_of_the_kernel():

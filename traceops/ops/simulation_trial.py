@@ -4,17 +4,21 @@
 
 On drawn values: eight steps, each from the reference's states before it, then four steps in one
 walk. A neuron that is so close to a jump (a threshold) that rounding decides is not compared: one
-whose value jumps where states and inputs are a little larger or smaller.
+whose value jumps where states and inputs are a little larger or smaller. The reference multiplies
+in full float32 here, whatever jax does by default.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+
+from traceops.kernels.simulate_window.anatomy import anatomy
 
 __all__ = ['drawn', 'trial']
 
@@ -37,7 +41,7 @@ def trial(operation: Any, operands: Sequence[Any], params: dict[str, Any],
         The primitive's.
     device : jax.Device
     """
-    step, rng = params['step'], np.random.default_rng(0)
+    step, rng = _precise(params['step']), np.random.default_rng(0)
     constants, slices, states = step.split(operands)
     fixed = [drawn(rng, a.shape, a.dtype) for a in constants]
     call = functools.partial(operation.primitive.bind, devices=None, step=step)
@@ -65,6 +69,19 @@ def trial(operation: Any, operands: Sequence[Any], params: dict[str, Any],
         return False, (f'it differs from the reference by {worst:.1e} on drawn states '
                        f'(at most {_TOLERANCE:.0e} is rounding)')
     return True, f'checked on this device, difference {worst:.0e}'
+
+
+def _precise(step: Any) -> Any:
+    """The same step with products in full float32, as the kernel adds.
+
+    What jax takes by default is coarser on a GPU (tf32): no reference for a kernel.
+    """
+    step = anatomy(step).step
+    full = (jax.lax.Precision.HIGHEST,) * 2
+    eqns = [eqn.replace(params={**eqn.params, 'precision': full})
+            if eqn.primitive.name == 'dot_general' else eqn for eqn in step.closed.jaxpr.eqns]
+    return dataclasses.replace(step, closed=step.closed.replace(
+        jaxpr=step.closed.jaxpr.replace(eqns=eqns)))
 
 
 def drawn(rng: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
