@@ -34,6 +34,13 @@ def compiled_once(tmp_path_factory):
     jax.block_until_ready(jax.live_arrays())
 
 
+@pytest.fixture(scope='session', autouse=True)
+def full_float32():
+    """On a GPU too, where jax multiplies in tf32 unless it is told otherwise."""
+    if jax.default_backend() == 'gpu':
+        jax.config.update('jax_default_matmul_precision', 'highest')
+
+
 @pytest.fixture(autouse=True)
 def clean():
     """Every test starts and ends with traceops not installed and nothing configured."""

@@ -168,7 +168,8 @@ def check_parity(rule: str, vmap: bool) -> Check:
     try:
         from traceops.benchmarks.cases import Case
         from traceops.benchmarks.measure import run
-        with traceops.configured(window=20):        # the engine, where upstream is as fast too
+        # the engine, where upstream is as fast too; on a GPU products are in tf32 by default
+        with traceops.configured(window=20), jax.default_matmul_precision('highest'):
             row = run(Case(name, 'lif', rule, 64, None, steps=20, batch=8, vmap=vmap), repeats=1,
                       progress=False, programs=False, names=('upstream', 'traceops'))
     except Exception as err:                    # whatever it is, it is a finding
