@@ -61,6 +61,27 @@ def _short_way():
     return options
 
 
+@pytest.fixture(scope='session', autouse=True)
+def single_operations_compiled_quickly():
+    """What runs outside jit is a program an operation and shape, hundreds in all."""
+    compile_, short = jax._src.compiler.compile_or_get_cached, _short_way()
+    cpu = jax.default_backend() == 'cpu'
+
+    def quick_compile(backend, computation, devices, options, *args, **kwargs):
+        functions = list(computation.body.operations)
+        if cpu and len(functions) == 1 and len(list(functions[0].entry_block.operations)) <= 10:
+            build = options.executable_build_options.debug_options
+            build.xla_backend_optimization_level = 0
+            build.xla_llvm_disable_expensive_passes = True
+            options.env_option_overrides = [
+                *options.env_option_overrides, *short.items()]
+        return compile_(backend, computation, devices, options, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax._src.compiler, 'compile_or_get_cached', quick_compile)
+        yield
+
+
 @pytest.fixture
 def compiled_quickly(monkeypatch):
     """Without XLA's slow optimisations: of tests that compare numbers, most time is compiling.
@@ -100,7 +121,7 @@ _tests = itertools.count(1)
 def forget_programs():
     """jax keeps what it compiled for ever: without this a worker grows to gigabytes."""
     yield
-    if next(_tests) % 10 == 0:
+    if next(_tests) % 30 == 0:
         jax.clear_caches()
 
 
