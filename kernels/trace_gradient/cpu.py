@@ -53,7 +53,10 @@ def trace_gradient(inputs: Any, delta: Any, total: Any = None, *, precision: str
 
 def _one_by_one(product: Callable[..., Any], inputs: Any, delta: Any) -> Any:
     samples = jnp.moveaxis(inputs, 1, 0), jnp.moveaxis(delta, 1, 0)
-    return lax.map(lambda one: product(one[0][:, None], one[1][:, None])[0], samples)
+    # written as a trace of one state, with an axis of one: where it is added after the loop, XLA
+    # gives the result another layout, and copies it to have the usual one
+    return lax.map(lambda one: product(one[0][:, None], one[1][:, None])[0, ..., None],
+                   samples)[..., 0]
 
 
 def _of_rows(x: Any, d: Any) -> Any:

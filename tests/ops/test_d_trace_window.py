@@ -97,3 +97,14 @@ def test_the_product_takes_no_longer_than_the_pass(gpu, T):
     assert call.unit == 'tf32'
     pass_over = 2 * 4 * math.prod(shapes[0]) / device.bandwidth
     assert 0 < call.operations / device.peaks[call.unit] <= pass_over
+
+
+@pytest.mark.cpu('how XLA for CPUs lays out an axis of one')
+@pytest.mark.parametrize('S', [1, 2])
+def test_a_trace_that_starts_from_zero_is_not_copied(S):
+    """Of a large layer: a copy would be as large as the trace."""
+    x, p = draw(0, 5, 4, 128), draw(1, 5, 4, 128, S)
+    compiled = jax.jit(ops.d_trace_start).lower(x, p).compile()
+    size = 4 * 4 * 128 * 128 * S
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * size
+    close(compiled(x, p), np.einsum('tbi,tbos->bios', x, p), 1e-6)
