@@ -138,7 +138,7 @@ def figures(name: str, gpu: str, found: dict[str, Program],
 def _compile(found: dict[str, Program]) -> float | None:
     """Of the training call: times that of the one without kernels of ours."""
     ours, loop = (found[who].seconds if who in found else None for who in ('traceops', 'loop'))
-    return ours / loop if ours and loop else None
+    return round(ours / loop, 2) if ours and loop else None
 
 
 def _largest(program: Program) -> list[Any]:
