@@ -19,6 +19,7 @@ from tests.parity.harness import BATCH, RULES, assert_close
 from tests.parity.nets import N_OUT, NETS, Gated, Net
 from traceops.compiler.jaxpr import inlined
 from traceops.host import loops, plan
+from traceops.host.deferred import Deferred
 
 T = 7
 
@@ -676,3 +677,31 @@ def test_vmap_around_a_batch(float64, rule):
         got = run()
     assert seen[0].deferred
     assert_close(want, got, 1e-10, nonzero=True)
+
+
+@pytest.mark.parametrize('net, rule, window, zero', [
+    ('alif', 'd_rtrl', None, True), ('conv', 'd_rtrl', None, True), ('gru', 'eprop', None, True),
+    pytest.param('alif', 'd_rtrl', 3, True, marks=pytest.mark.slow),
+    ('lif', 'd_rtrl', None, False)])
+def test_a_trace_that_a_reset_made_is_known_to_be_zero(float64, monkeypatch, net, rule, window,
+                                                       zero):
+    """As of a call: nothing of the trace that enters is computed. Not after a step."""
+    known, original = [], Deferred.entering
+
+    def entering(self, init, once):
+        carry = original(self, init, once)
+        known.append(once and not carry)
+        return carry
+    monkeypatch.setattr(Deferred, 'entering', entering)
+
+    def loop(task):
+        task.begin()
+        if not zero:
+            task.run(task.x[0])
+
+        def step(total, slices):
+            grads, loss, _ = task.grad(*slices)
+            return add(total, grads), loss
+        return brainstate.transform.scan(step, task.zeros(), (task.x, task.y)), task.traces()
+    compare(loop, net, rule, vmap=False, settings={'window': window})
+    assert any(known) == (zero and window is None)

@@ -54,8 +54,9 @@ class _InLoop:
 class Deferred(LearnerInLoop):
     """A :class:`traceops.loops.deferred.WindowRule`, by the rule of a learner."""
 
-    def __init__(self, found: Learner, at_once: bool = False) -> None:
+    def __init__(self, found: Learner, at_once: bool = False, from_zero: bool = False) -> None:
         super().__init__(found)
+        self.from_zero = from_zero      # the trace that enters the loop is known to be zero
         self.settings = found.owner.traceops_settings
         self.factorised = isinstance(found.owner, upstream.IODimVjpAlgorithm)
         self.learner: Any = found.owner if self.factorised else _InLoop(found.owner)
@@ -70,12 +71,14 @@ class Deferred(LearnerInLoop):
 
     # -- what enters and leaves ----------------------------------------------------------------
 
-    def entering(self, init: Sequence[Any]) -> Any:
+    def entering(self, init: Sequence[Any], once: bool) -> Any:
         trace, filters = self.carried(init)
         if self.factorised:
             xs, fs = trace
             return {'x': xs, 'f': {k: split_states(v) for k, v in fs.items()}}
-        return {'trace': trace} if filters is None else {'trace': trace, 'filter': filters}
+        carry = {'trace': trace} if filters is None else {'trace': trace, 'filter': filters}
+        self.learner.enter(carry)
+        return {} if once and self.from_zero else carry
 
     def leaving(self, carry: Any) -> dict[int, Any]:
         if self.factorised:
@@ -121,7 +124,7 @@ class Deferred(LearnerInLoop):
     def close(self, carry: Any, inner: Any, record: Any, constant: Callable[[Value], Any],
               steps: int) -> tuple[dict[Product, dict[Value, Any]], Any]:
         weights = self.weights(constant)
-        if not self.factorised:
+        if not self.factorised and carry:
             self.learner.enter(carry)
         if not self.products:
             return {}, self.rule.leave(carry, whole(record, steps), weights)

@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 
 from traceops import reasons
 from traceops.compiler.outside_jit import Programs
@@ -205,7 +206,8 @@ def _in_forms(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis
             here if is_outside_jit(call.closed.consts) else together)
 
     def form(together: bool) -> DeferredLoop | None:
-        waiting = [Deferred(one, together) for one in learners[together] if not one.reason]
+        waiting = [Deferred(one, together, _from_zero(one, loop, call))
+                   for one in learners[together] if not one.reason]
         return DeferredLoop(original, loop, analysis, waiting,
                             simulate=simulator_of(asked, together),
                             **form_of_loops(together)) if waiting else None
@@ -214,6 +216,15 @@ def _in_forms(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis
         return _Forms(asked, analysis.deferred[0].owner._programs,
                       {together: form(together) for together in learners},
                       learners[here], call.equation)
+
+
+def _from_zero(one: Learner, loop: TracedLoop, call: TracedCall) -> bool:
+    """Whether the trace that enters is the very zeros that a reset put there."""
+    given = dict(zip(call.closed.jaxpr.constvars, call.closed.consts, strict=True))
+    _, init, _ = loop.split([None if isinstance(v, Literal) else given.get(v)
+                             for v in call.equation.invars])
+    return all(any(init[i] is zeros for zeros in one.owner._traceops.fresh)
+               for i in (*one.trace, *one.filters))
 
 
 def _either(forms: _Forms, *operands: Any) -> list[Any]:

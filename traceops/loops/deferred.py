@@ -34,8 +34,11 @@ class WindowRule(Protocol):
     def window(self, steps: int, step_bytes: int) -> int:
         """Steps in a window, of a loop of ``steps`` with so many bytes of record each."""
 
-    def entering(self, init: Sequence[Any]) -> Any:
-        """What passes from window to window, from the carries of the loop."""
+    def entering(self, init: Sequence[Any], once: bool) -> Any:
+        """What passes from window to window, from the carries of the loop.
+
+        ``once``: there is one window, and what enters it need not be what leaves it.
+        """
 
     def leaving(self, carry: Any) -> dict[int, Any]:
         """The carries of the loop from that."""
@@ -134,7 +137,7 @@ class DeferredLoop:
     def _choose_window(self) -> int:
         def step(*inputs: Any) -> Any:
             consts, init, x = self.loop.split(inputs)
-            inners = [one.inner(one.entering(init)) for one in self.learners]
+            inners = [one.inner(one.entering(init, False)) for one in self.learners]
             return self._step(self._constants(consts, init),
                               ([init[i] for i in self.live], inners), x, {})[1][1]
 
@@ -155,7 +158,7 @@ class DeferredLoop:
         if self.loop.reverse:
             xs = [jnp.flip(a, 0) for a in xs]
         full = ([init[i] for i in self.live], [init[i] for i in self.sums],
-                [one.entering(init) for one in self.learners])
+                [one.entering(init, self.window == self.loop.steps) for one in self.learners])
         full, ys = self._windows(
             lambda full, xs_w, count: self._window(constants, products, full, xs_w, count),
             full, xs)
