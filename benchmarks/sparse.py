@@ -88,8 +88,9 @@ def cases(sizes: Sequence[int] = (10_000,)) -> tuple[SparseCase, ...]:
                    carry=False),
         SparseCase('trained, N = 20,000, 1 %, ES-D-RTRL', trained, es, 20_000, 0.01, budget=True,
                    others=False, compiles=1),
+        # upstream's step is taken: as fast, to the noise of a short benchmark
         SparseCase('frozen, element-wise trained, N = 10,000, D-RTRL', 'element-wise', d, 10_000,
-                   CONNECTIONS / 10_000),
+                   CONNECTIONS / 10_000, 0.95),
     )
 
 

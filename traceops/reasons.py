@@ -170,6 +170,9 @@ LARGE_BATCH = Kind(
 SMALL_TRACE = Kind(
     "a sequence of {steps} steps and a trace of {size:.0f} KiB: upstream's step is as fast",
     _ASKING)
+LARGE_RECORD = Kind(
+    'a trace of {size:.0f} KiB, and a step has {record:.0f} KiB to record: upstream\'s step is as '
+    'fast', _ASKING)
 ONE_STEP = Kind(
     "a sequence of one step: upstream's fused update passes over the trace once", _AS_FAST)
 

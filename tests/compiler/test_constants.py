@@ -61,12 +61,13 @@ def _eqns(jaxpr, loops=0):
                 yield from _eqns(inner, loops + (eqn.primitive.name in ('scan', 'while')))
 
 
-@pytest.mark.parametrize('rule, carry, state', [
-    ('ES_D_RTRL', True, True), ('D_RTRL', True, True), ('D_RTRL', False, True),
-    ('ES_D_RTRL', True, False)])
-def test_once_a_call(rule, carry, state):
+@pytest.mark.parametrize('rule, carry, state, at_once', [
+    ('ES_D_RTRL', True, True, False), ('D_RTRL', True, True, False),
+    ('D_RTRL', False, True, False), ('ES_D_RTRL', True, False, False),
+    ('ES_D_RTRL', True, True, True), ('D_RTRL', False, True, True)])
+def test_once_a_call(rule, carry, state, at_once):
     """Or not in the program at all, if what they follow from is known before it runs."""
-    with traceops.configured(window=3, carry_trace=carry, two_phase=False):
+    with traceops.configured(window=3, carry_trace=carry, two_phase=at_once):
         call = _gradient(traceops.compile, rule, state)
     closed, _ = brainstate.transform.make_jaxpr(call)()
     # the gain's product is the only one with a constant of ones

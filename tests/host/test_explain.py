@@ -60,7 +60,7 @@ def test_what_is_not_kept_is_saved():
     ({'window': 2}, True), ({'memory_budget': 1024}, True), ({}, False)])
 def test_windows_that_are_simulated_twice(monkeypatch, settings, twice):
     """Without a trace; where they were asked for, or memory for the states of all steps is not."""
-    monkeypatch.setattr(Rule, 'window_budget', 1024)
+    monkeypatch.setattr(Rule, 'window_budget', lambda self, more=0: 1024)
     with traceops.configured(carry_trace=False, **settings):
         run = start(traceops.compile, NETS['alif'], 'd_rtrl', 7)
     run.grad()

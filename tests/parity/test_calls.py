@@ -325,11 +325,19 @@ class TestWhereUpstreamIsAsFast:
         row = traceops.explain(ours.learner).rows[0]
         assert row.engine == 'per-step' and f'a sequence of {steps} steps' in row.reason
 
-    def test_no_trace_is_none_that_is_small(self):
-        """However many steps."""
-        ours = start(traceops.compile, LIF, 'd_rtrl', 5)
-        ours.inner.etrace_bwg = {}
-        assert plan.why_small(ours.inner, False, False, 5) is None
+    @pytest.mark.parametrize('most, times, per_step', [
+        (240, 5, True), (241, 5, False), (240, 1, False)])
+    def test_of_a_narrow_trace_beside_a_large_record(self, most, times, per_step, monkeypatch):
+        """However many steps; 4 samples of 15 numbers, and 24 of trace."""
+        monkeypatch.setattr(plan, 'LARGE_RECORD', most)
+        monkeypatch.setattr(plan, 'NARROW', times)
+        upstream, ours = (start(compiler, NETS['elementwise'], 'd_rtrl', 7)
+                          for compiler in (braintrace.compile, traceops.compile))
+        want, got = both(upstream, ours, lambda run: run.grad())
+        assert_close(want, got, 0. if per_step else 1e-5, nonzero=True)
+        row = traceops.explain(ours.learner).rows[0]
+        assert row.engine == ('per-step' if per_step else 'window')
+        assert ("KiB to record: upstream's step is as fast" in row.reason) == per_step
 
     @pytest.mark.parametrize('steps', [2, 3])
     def test_of_a_larger_trace_every_step_counts(self, steps, monkeypatch):

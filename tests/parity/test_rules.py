@@ -181,7 +181,7 @@ def test_without_carrying(float64, name):
     ('alif', True), ('noisy', False), ('two-layer', False), ('gru', False)])
 def test_windows_replayed_from_one_simulation(float64, monkeypatch, name, vmap):
     """Without a trace, windows that stay in cache are taken from what is kept of all steps."""
-    monkeypatch.setattr(Rule, 'window_budget', 2 ** 12)
+    monkeypatch.setattr(Rule, 'window_budget', lambda self, more=0: 2 ** 12)
     ours = compare(name, 'd_rtrl', vmap, 7, None, 1e-10, carry=False, memory_budget='1MiB')
     steps, *said = ours.inner._last_call[1].split()
     assert int(steps) < 7 and 'twice' not in said

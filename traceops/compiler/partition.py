@@ -22,7 +22,7 @@ from jax.extend.core import ClosedJaxpr, DropVar, Literal
 
 from traceops.compiler.downstream import downstream_groups
 from traceops.compiler.jaxpr import backward_slice, is_pure, part, producers, reached
-from traceops.compiler.products import takes_another_form
+from traceops.compiler.products import constants_of, takes_another_form
 from traceops.compiler.residuals import minimum_cut
 
 __all__ = ['StepPartition', 'is_expensive', 'partition_step']
@@ -119,6 +119,13 @@ class StepPartition:
 
     def outputs(self, positions: Iterable[int]) -> list[Any]:
         return [self.closed.jaxpr.outvars[i] for i in positions]
+
+    @property
+    def copied(self) -> list[Any]:
+        """The weights of :attr:`products`, of which the loop over time reads a copy."""
+        return list(dict.fromkeys(
+            v for e in self.products for v in constants_of(e, e.invars)
+            if jnp.issubdtype(v.aval.dtype, jnp.inexact)))
 
     @property
     def impure(self) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from traceops.compiler import column_blocks, sparse_rows
 
-__all__ = ['Products', 'describe', 'prepared', 'takes_another_form']
+__all__ = ['Products', 'constants_of', 'describe', 'prepared', 'takes_another_form']
 
 #: Of prepared products, by their result: the operand that varies, and the function of it.
 Products = Mapping[Any, tuple[Any, Callable[[Any], Any]]]
@@ -29,6 +29,12 @@ def takes_another_form(operation: Any, operands: Sequence[Any], varies: Callable
     return form is not None and bool(form.takes(operation, operands, varies, is_known))
 
 
+def constants_of(operation: Any, operands: Sequence[Any]) -> list[Any]:
+    """The operands that are loop-invariant, of an operation that takes another form."""
+    form = _FORMS[operation.primitive.name]
+    return [a for i, a in enumerate(operands) if i != form.VARYING]
+
+
 def prepared(products: Iterable[tuple[Any, Any, Sequence[Any]]],
              value: Callable[[Any], Any]) -> Products:
     """What to compute instead, prepared outside of the loop.
@@ -43,7 +49,7 @@ def prepared(products: Iterable[tuple[Any, Any, Sequence[Any]]],
     found, made = {}, {}
     for result, operation, operands in products:
         form = _FORMS[operation.primitive.name]
-        constants = [a for i, a in enumerate(operands) if i != form.VARYING]
+        constants = constants_of(operation, operands)
         key: Hashable = (*map(id, constants), str(operation.params))
         if key not in made:
             made[key] = form.prepared(operation, *map(value, constants))

@@ -78,6 +78,8 @@ class StepProgram:
         cannot be determined.
     record_bytes, ahead_bytes : int
         Bytes that one step adds to the record, and to the residuals it is recomputed from.
+    fixed_bytes : int
+        Bytes of what a call computes before its windows: weights in another form, and constants.
     before, after : tuple of pytrees of avals
         Types of the carried states, as they enter the first step and as they leave the last.
     types : dict
@@ -104,6 +106,7 @@ class StepProgram:
     count: int | None
     record_bytes: int
     ahead_bytes: int
+    fixed_bytes: int
     before: tuple[Any, ...]
     after: tuple[Any, ...]
     types: dict[str, Any]
@@ -282,7 +285,7 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
                invariant: Sequence[Any] = (), in_loop: Sequence[Any] = (),
                cpu: bool = False, unroll: int = 1,
                simulate: Simulate | None = None,
-               operations: type | None = None) -> StepProgram:
+               stands_for: Callable[[Any], bool] | None = None) -> StepProgram:
     """Trace ``step`` on one slice of ``xs``; no state changes.
 
     Parameters
@@ -309,15 +312,15 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
         an iteration has launches of its own and stores the values of all its steps together).
     simulate : callable, optional
         As in :class:`StepProgram`.
-    operations : type, optional
-        Primitives that stand for programs (see :func:`~traceops.compiler.opened.opened`).
+    stands_for : callable, optional
+        Whether a primitive stands for a program (see :func:`~traceops.compiler.opened.opened`).
     """
     traced = step if isinstance(step, Traced) else traced_step(step, xs, (*tape, *constants))
     _check_effects(traced.closed.jaxpr)
     states = traced.states
     written = tuple(w and not any(s is c for c in constants)
                     for s, w in zip(states, traced.written, strict=True))
-    closed = narrowed(inlined(opened(traced.closed, operations)))
+    closed = narrowed(inlined(opened(traced.closed, stands_for)))
     positions, new_positions = jax.tree.map(int, traced.positions), traced.new_positions
     types = jax.tree.map(lambda p: traced.closed.out_avals[p], positions)
     sums, avals = jax.tree.leaves(positions.pop('sum')), jax.tree.leaves(types['sum'])
@@ -344,9 +347,8 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
     (counter_out,) = jax.tree.leaves(new_positions[counter_at])
     count = _count(closed, written[counter_at], leaves[counter_at][0], counter_out)
     varying = [*range(n_slices), *(p for i in carried for p in leaves[i])]
-    compute_once = None
-    if simulate is None:        # a kernel of the loop is written from the whole step
-        closed, compute_once = taken_out(closed, varying, is_expensive)
+    n_inputs = len(closed.jaxpr.invars)
+    closed, compute_once = taken_out(closed, varying, is_expensive)
     partition = partition_step(
         closed, varying, carried=carried_out,
         stacked=[i for i in places if i not in in_loop], summed=[sums[i] for i in summed],
@@ -362,6 +364,7 @@ def trace_step(step: Callable[..., Any] | Traced, xs: tuple[Any, ...], *, tape: 
         record_bytes=_bytes(
             closed.jaxpr.outvars[i] for i in (*signals, *taped) if i not in partition.fixed),
         ahead_bytes=_bytes(partition.recorded),
+        fixed_bytes=_bytes([*partition.copied, *closed.jaxpr.invars[n_inputs:]]),
         before=tuple(traced.before[i] for i in carried),
         after=tuple(traced.after[i] for i in carried), types=types, simulate=simulate,
         compute_once=compute_once)

@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 from traceops.compiler.program import Fold, StepProgram
 
-__all__ = ['choose_window', 'run_windows', 'run_windows_back']
+__all__ = ['choose_window', 'room', 'run_windows', 'run_windows_back']
+
+
+def room(budget: int, fixed: int) -> int:
+    """Bytes of a budget for what grows with the length of a window.
+
+    The ``fixed`` ones are taken off. Where little is left then, half as much as they are: shorter
+    windows would take longer, and save little beside them.
+    """
+    return max(budget - fixed, min(budget, fixed // 2))
 
 
 def choose_window(length: int, step_bytes: int, window: int | None, budget: int) -> int:

@@ -67,7 +67,8 @@ class Deferred(LearnerInLoop):
         self.bypass = upstream.has_bypass(found.owner)
 
     def window(self, steps: int, step_bytes: int) -> int:
-        return choose_window(steps, step_bytes, self.settings.window, self.rule.window_budget)
+        return choose_window(steps, step_bytes + self.rule.copied_bytes, self.settings.window,
+                             self.rule.window_budget())
 
     # -- what enters and leaves ----------------------------------------------------------------
 

@@ -68,7 +68,7 @@ def gradient(
     ``driver`` is what the step function calls (the learner, or its vmapped wrapper);
     ``upstream_way`` is upstream's own method, used wherever the window does not apply.
     """
-    said = functools.partial(_note, learner, driver, 'etrace_grad', sequences)
+    said = functools.partial(_note, learner, 'etrace_grad', sequences)
 
     def steps() -> Any:
         return upstream_way(
@@ -81,7 +81,7 @@ def gradient(
         return steps()
 
     learner._assert_compiled()
-    learner._entered_from_zero = learner._trace_is_fresh()
+    _enter(learner, driver)
     check_choice('reduction', reduction, upstream.REDUCTIONS)
     check_choice('loss_output', loss_output, upstream.LOSS_OUTPUTS)
     length = upstream.sequence_length(sequences)
@@ -130,7 +130,7 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
     def program_of(rule: Any) -> StepProgram:
         return trace_step(
             traced, xs, tape=tape, constants=constants, counter=learner.running_index,
-            simulate=simulator_of(settings, rule.at_once), operations=upstream.Operation,
+            simulate=simulator_of(settings, rule.at_once), stands_for=upstream.stands_for_a_program,
             **options_of(rule), **form_of_loops(rule.at_once))
 
     with _recording(learner):
@@ -141,10 +141,15 @@ def _program(learner: Any, step: Callable[..., Any], xs: Any, rule: Any,
     return program_of
 
 
-def _note(learner: Any, driver: Any, what: str, sequences: Any, engine: str, reason: str) -> None:
-    """Remember a call for ``explain``, and the lanes that it runs in."""
+def _enter(learner: Any, driver: Any) -> None:
+    """Remember how a call begins: whether from a zero trace, and in how many lanes."""
+    learner._entered_from_zero = learner._trace_is_fresh()
     if driver is not learner:
         learner._lanes = _lanes_of(learner)
+
+
+def _note(learner: Any, what: str, sequences: Any, engine: str, reason: str) -> None:
+    """Remember a call for ``explain``."""
     learner._calls.outside_jit += _is_outside_jit(learner, sequences)
     note(learner, what, upstream.sequence_length(sequences), engine, reason,
          learner._entered_from_zero)
@@ -267,7 +272,7 @@ def evolve(
     return_outputs: bool = False,
 ) -> Any:
     """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
-    said = functools.partial(_note, learner, driver, 'etrace_evolve', sequences)
+    said = functools.partial(_note, learner, 'etrace_evolve', sequences)
 
     def steps() -> Any:
         return upstream_way(*sequences, step_fn=step_fn, chunk_size=chunk_size,
@@ -279,7 +284,7 @@ def evolve(
 
     learner._assert_compiled()
     learner._needs_trace('etrace_evolve(...)')
-    learner._entered_from_zero = learner._trace_is_fresh()
+    _enter(learner, driver)
     length = upstream.sequence_length(sequences)
     if not learner.traceops_plan.windowed or upstream.check_chunk_size(chunk_size) is not None:
         return as_upstream(learner.traceops_plan.reason or reasons.CHUNKS())

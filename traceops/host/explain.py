@@ -19,7 +19,7 @@ from traceops.host import devices, faults, seen, upstream
 from traceops.host.explain_calls import LoopsExplanation, of_events, of_function, of_process
 from traceops.host.forms import at_once
 from traceops.host.learners import is_fast
-from traceops.host.relations import RelationView, event_weights, relation_views
+from traceops.host.relations import RelationView, event_weights, gradient_bytes, relation_views
 from traceops.host.rules import make_rule
 from traceops.host.transforms import is_transformed
 from traceops.reasons import instead_of, with_advice
@@ -274,7 +274,7 @@ _LARGE_TRACE = 2 ** 20
 def _of_the_trace(inner: Any, rows: list[Row], calls: Sequence[seen.Call]) -> list[str]:
     """Whether the trace that calls leave is formed, and what would do without."""
     kept = sum(r.kept_bytes for r in rows)
-    if not (kept > 2 * _weight_bytes(inner) and calls and any(r.engine == 'window' for r in rows)
+    if not (kept > 2 * gradient_bytes(inner) and calls and any(r.engine == 'window' for r in rows)
             and isinstance(inner, upstream.ParamDimVjpAlgorithm)):
         return []
     if not _outlives_its_program(inner):
@@ -299,9 +299,3 @@ def _outlives_its_program(inner: Any) -> bool:
         return all(state.value is not None for state in inner.etrace_bwg.values())
     except brainstate.BrainStateError:
         return False
-
-
-def _weight_bytes(inner: Any) -> int:
-    avals = [v.aval for r in inner.graph.hidden_param_op_relations
-             for v in r.trainable_vars.values()]
-    return sum(a.size * a.dtype.itemsize for a in avals)

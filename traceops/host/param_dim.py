@@ -48,6 +48,17 @@ class ParamDimRule(Rule):
         """Not where a trace is carried, which every window passes over."""
         return self.folds and not self.carried
 
+    @property
+    def fixed_bytes(self) -> int:
+        """With traces, as they enter a window and as they leave it."""
+        traces = len(self.trace_pass.decay) * self.trace_pass.bytes if self.carried else 0
+        return super().fixed_bytes + 2 * traces
+
+    @property
+    def copied_bytes(self) -> int:
+        """Both factors of a trace that leaves, sample by sample."""
+        return self.trace_pass.factor_bytes if self.carried else 0
+
     def initial(self) -> Carry:
         """The trace that enters; nothing where it is known to be zero, or not carried."""
         if not self.carried or self.learner._trace_is_fresh():

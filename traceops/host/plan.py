@@ -8,15 +8,13 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-
 from traceops import reasons
 from traceops.host import upstream
 from traceops.host.relations import RelationView, relation_views, weight_bytes
 from traceops.reasons import Reason
 
-__all__ = ['SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'WIDE', 'Plan', 'make_plan',
-           'why_short', 'why_small']
+__all__ = ['LARGE_RECORD', 'NARROW', 'SHORT', 'SHORT_OF_MORE', 'SMALL', 'SMALL_TRACE', 'WIDE',
+           'Plan', 'make_plan', 'why_short', 'why_small']
 
 #: Steps of ES-D-RTRL from which on the window is faster on a CPU for the smallest nets (of one
 #: state a position, and of more), and bytes of weights above which it is for two steps; for one it
@@ -26,6 +24,13 @@ SHORT, SHORT_OF_MORE, SMALL = 8, 4, 2 ** 16
 #: Bytes of a D-RTRL trace, one state a position, up to which so many steps are as fast on a CPU as
 #: upstream takes them. Measured with one layer of LIF and GRU; of ALIF the window always is faster.
 SMALL_TRACE = {2: 2 ** 18, 3: 2 ** 16}
+
+#: Bytes that enter and leave the operations of a step from which on a D-RTRL trace of no more than
+#: so many times as much is as fast on a CPU as upstream takes it (one state a position): a window
+#: stores several arrays of that size for each step. Measured with element-wise and narrow weights
+#: of a layer of LIF and its readout, upstream / window: of 128 KB and 2.5 times as much 1.8, of
+#: 256 KB 0.63, of 512 KB 0.57; of 512 KB and 3.5 times as much 0.66, and 6.5 times 1.0.
+LARGE_RECORD, NARROW = 3 * 2 ** 16, 5
 
 #: Numbers that a step of ES-D-RTRL records for each of the weights from which on upstream's step is
 #: as fast on a CPU (one state a position). Measured with one layer of LIF, by `bench --curves`: of
@@ -81,24 +86,34 @@ def _why_wide(learner: Any, lanes: bool, at_once: bool, steps: int) -> Reason | 
     if (steps == 1 or not isinstance(learner, upstream.IODimVjpAlgorithm)
             or not _one_state(learner) or _window_is_better(learner, lanes, at_once)):
         return None
-    record = sum(math.prod(shape) for v in relation_views(learner) for shape in (
-        v.y_shape, *((v.relation.x_var.aval.shape,) if v.has_input else ())))
-    if 4 * record <= WIDE * weight_bytes(learner):
+    record = _recorded(learner)
+    if record <= WIDE * weight_bytes(learner):
         return None
-    return reasons.LARGE_BATCH(record=4 * record / 2 ** 10,
-                               weights=weight_bytes(learner) / 2 ** 10)
+    return reasons.LARGE_BATCH(record=record / 2 ** 10, weights=weight_bytes(learner) / 2 ** 10)
+
+
+def _recorded(learner: Any) -> int:
+    """Bytes of what enters and leaves the operations of a step."""
+    shapes = [shape for v in relation_views(learner) for shape in (
+        (v.y_shape, v.relation.x_var.aval.shape) if v.has_input
+        else (v.relation.hidden_groups[0].varshape,))]      # which its output is broadcast to
+    return 4 * sum(map(math.prod, shapes))
 
 
 def why_small(learner: Any, lanes: bool, at_once: bool, steps: int) -> Reason | None:
-    """Why upstream's D-RTRL is as fast for so few steps with so small a trace, if it is."""
-    if (steps not in SMALL_TRACE or not _one_state(learner)
-            or _window_is_better(learner, lanes, at_once)):
+    """Why upstream's D-RTRL is as fast with so small a trace, if it is: for so few steps, or beside
+    so large a record.
+    """
+    if not _one_state(learner) or _window_is_better(learner, lanes, at_once):
         return None
-    size = sum(leaf.nbytes for st in learner.etrace_bwg.values()
-               for leaf in jax.tree.leaves(st.value))
-    if size > SMALL_TRACE[steps]:
-        return None
-    return reasons.SMALL_TRACE(steps=steps, size=size / 2 ** 10)
+    size = sum(upstream.trace_bytes(learner, v.relation, g)
+               for v in relation_views(learner) for g in v.relation.hidden_groups)
+    if size <= SMALL_TRACE.get(steps, 0):
+        return reasons.SMALL_TRACE(steps=steps, size=size / 2 ** 10)
+    record = _recorded(learner)
+    if record >= LARGE_RECORD and 0 < size <= NARROW * record:
+        return reasons.LARGE_RECORD(record=record / 2 ** 10, size=size / 2 ** 10)
+    return None
 
 
 def _window_is_better(learner: Any, lanes: bool, at_once: bool) -> bool:

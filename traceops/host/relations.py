@@ -19,8 +19,8 @@ from traceops.host import upstream
 from traceops.host.sparse import has_synapses, sparse_gradient, targets_of
 from traceops.host.transforms import is_elementwise, is_transformed, mixed
 
-__all__ = ['Keys', 'RelationView', 'event_weights', 'relation_views', 'split_states', 'stack_rows',
-           'stack_states', 'weight_bytes']
+__all__ = ['Keys', 'RelationView', 'event_weights', 'gradient_bytes', 'relation_views',
+           'split_states', 'stack_rows', 'stack_states', 'weight_bytes']
 
 #: Weights from which it is worth a look which spikes are zero.
 _LARGE = 2 ** 18
@@ -224,6 +224,13 @@ def weight_bytes(learner: Any) -> int:
     paths = dict.fromkeys(path for view in relation_views(learner) for path in view.paths)
     return sum(leaf.nbytes for path in paths
                for leaf in jax.tree.leaves(learner.param_states[path].value))
+
+
+def gradient_bytes(learner: Any) -> int:
+    """Bytes of the gradients of operations, by the graph: values may be gone."""
+    avals = [v.aval for r in learner.graph.hidden_param_op_relations
+             for v in r.trainable_vars.values()]
+    return int(sum(a.size * a.dtype.itemsize for a in avals))
 
 
 def event_weights(learner: Any) -> list[str]:

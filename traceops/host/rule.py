@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceops.host.relations import RelationView, relation_views, weight_bytes
+from traceops.engine.windows import room
+from traceops.host.relations import RelationView, gradient_bytes, relation_views, weight_bytes
 from traceops.kernels.layout import steps_of
 
 __all__ = ['Carry', 'Grads', 'Rule', 'following', 'whole', 'with_every_step']
@@ -70,15 +71,35 @@ class Rule(abc.ABC):
         """Whether the record of a step is folded before it is stored."""
         return not self.at_once
 
+    def room(self, more: int = 0) -> int:
+        """Bytes of ``memory_budget`` for what grows with the length of a window.
+
+        ``more``: bytes of what does not, besides the rule's own.
+        """
+        return room(self.learner.traceops_settings.memory_budget, self.fixed_bytes + more)
+
     @property
-    def window_budget(self) -> int:
-        """Bytes for the record of a window whose length is not given.
+    def fixed_bytes(self) -> int:
+        """Bytes that the gradients of a window need however long it is.
+
+        Those of a window, beside the sum of them; and once more, in another order or of one of
+        two ways to form them.
+        """
+        return 2 * gradient_bytes(self.learner)
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes that a step adds to the record where its gradients are formed."""
+        return 0
+
+    def window_budget(self, more: int = 0) -> int:
+        """Bytes for the record of a window whose length is not given; ``more`` as for `room`.
 
         No more than stays in cache, if that is much more than the gradient: where windows cost
         little beside their steps (on a CPU), the sum of their gradients.
         """
-        budget: int = self.learner.traceops_settings.memory_budget
-        return min(budget, self._cached) if self.windows_are_cheap else budget
+        left = self.room(more)
+        return min(left, self._cached) if self.windows_are_cheap else left
 
     @property
     def _cached(self) -> int:
@@ -87,10 +108,13 @@ class Rule(abc.ABC):
     @property
     def bound(self) -> str:
         """What bounds the record of a window whose length is not given, in words."""
-        budget: int = self.learner.traceops_settings.memory_budget
-        within_cache = self.windows_are_cheap and self._cached < budget
-        size = self._cached if within_cache else budget
-        return f'{"the cache" if within_cache else "memory_budget"}, {size / 2 ** 20:.2f} MiB'
+        budget, left = self.learner.traceops_settings.memory_budget, self.room()
+        if self.windows_are_cheap and self._cached < left:
+            return f'the cache, {self._cached / 2 ** 20:.2f} MiB'
+        said = f'memory_budget, {budget / 2 ** 20:.2f} MiB'
+        if self.fixed_bytes < budget / 100:
+            return said
+        return f'{said}, beside {self.fixed_bytes / 2 ** 20:.2f} MiB of gradients and traces'
 
     @property
     def windows_are_cheap(self) -> bool:

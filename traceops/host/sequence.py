@@ -136,13 +136,15 @@ def windows(rule: Any, program: StepProgram, length: int) -> tuple[int, bool]:
             f'learner with traceops.configure(window={length}) or less, or window=None to have '
             f'it chosen.')
     # what a step is recomputed from is stored beside its record
-    step_bytes = program.record_bytes + program.ahead_bytes
-    K = choose_window(length, step_bytes, settings.window, rule.window_budget)
+    step_bytes = program.record_bytes + program.ahead_bytes + rule.copied_bytes
+    fixed = program.fixed_bytes
+    K = choose_window(length, step_bytes, settings.window, rule.window_budget(fixed))
     if K == length or rule.learner._carries_trace:
         return K, False
-    left = settings.memory_budget - length * program.ahead_bytes
-    twice = settings.window is not None or left < settings.memory_budget // 2
-    budget = settings.memory_budget if twice else min(left, rule.window_budget)
+    room = rule.room(fixed)
+    left = room - length * program.ahead_bytes
+    twice = settings.window is not None or left < room // 2
+    budget = room if twice else min(left, rule.window_budget(fixed))
     K = choose_window(length, step_bytes, settings.window, budget)
     return K, twice and K < length
 

@@ -57,6 +57,26 @@ class TracePass:
                   'filter': getattr(self.learner, '_trace_filters', {})}
         return {name: self.keys.ours(states[name]) for name in self.decay}
 
+    @property
+    def bytes(self) -> int:
+        """Of the trace, of all lanes."""
+        return self._copies * sum(
+            upstream.trace_bytes(self.learner, v.relation, g)
+            for v in self.views for g in v.relation.hidden_groups)
+
+    @property
+    def _copies(self) -> int:
+        return int(self.learner._lanes) if self.lanes else 1
+
+    @property
+    def factor_bytes(self) -> int:
+        """Of the inputs and outputs that a trace in closed form is made of, of one step."""
+        avals = [(v.relation.y_var.aval, g.num_state) for v in self.closed
+                 for g in v.relation.hidden_groups]
+        avals += [(v.relation.x_var.aval, 1) for v in self.closed if v.has_input]
+        return self._copies * sum(
+            a.size * a.dtype.itemsize * states for a, states in avals)
+
     def leaving(self, carry: Carry, record: Any) -> dict[str, Any]:
         """What each trace is made of when it leaves, by group (see :func:`leaving_window`)."""
         found: dict[str, Any] = {name: {} for name in self.decay}

@@ -64,8 +64,6 @@ ParamDimVjpAlgorithm = braintrace.ParamDimVjpAlgorithm
 IODimVjpAlgorithm = braintrace.IODimVjpAlgorithm
 ETraceVmap = braintrace.ETraceVmap
 AnyLearner = braintrace.ETraceAlgorithm
-#: The primitives of braintrace's operations.
-Operation: type = braintrace.ETPPrimitive
 
 check_chunk_size: Callable[[Any], int | None] = _private(_sequence, '_check_chunk_size')
 check_mask: Callable[[Any, int], jax.Array] = _private(_sequence, '_check_mask')
@@ -117,6 +115,14 @@ def trace_key(y_var: Any, group: int) -> Any:
 
 #: The primitive of surrogate gradients, whose values are spikes.
 SPIKE = 'heaviside_surrogate_gradient'
+
+
+def stands_for_a_program(primitive: Any) -> bool:
+    """Whether a primitive is one for how it is traced or differentiated, and is computed as what
+    its implementation says: an operation of braintrace, or spikes (beside whose derivative, which
+    does not bind the primitive, they are computed as such).
+    """
+    return isinstance(primitive, braintrace.ETPPrimitive) or primitive.name == SPIKE
 
 
 def model_jaxpr(learner: Any) -> Any:
