@@ -167,7 +167,7 @@ def run(case: SparseCase, repeats: int, progress: bool = True) -> dict[str, Any]
     args = train.inputs, train.targets
     out: dict[str, Any] = {**dataclasses.asdict(case), 'error': '', 'seconds': {},
                            'spikes': _rate(train), 'temporaries': {}, 'difference': None,
-                           'memory_budget': traceops.settings().memory_budget}
+                           'memory_budget': traceops.settings().budget(together=False)}
     if out['spikes'] < SILENT:
         out['error'] = f'the net does not spike ({out["spikes"]:.1e} a neuron and step)'
         return out

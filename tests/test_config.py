@@ -67,7 +67,7 @@ def test_every_word_of_a_choice_is_taken_and_named_when_another_is_not(field, wo
 ILLEGAL = [
     ('window', 0), ('window', -3), ('window', 2.5), ('window', True), ('window', '7'),
     ('memory_budget', 0), ('memory_budget', -1), ('memory_budget', 1.5), ('memory_budget', '0MiB'),
-    ('memory_budget', '12 parsecs'), ('memory_budget', ''), ('memory_budget', None),
+    ('memory_budget', '12 parsecs'), ('memory_budget', ''), ('memory_budget', [1]),
     ('memory_budget', False), ('memory_budget', '-5MiB'), ('memory_budget', '0.1'),
     ('carry_trace', 1), ('carry_trace', 'no'), ('carry_trace', None),
     ('precision', 'HIGHEST'), ('precision', None), ('precision', ['tf32']),

@@ -45,6 +45,7 @@ def test_what_decides_on_a_setting_left_open():
     rows = dict(line.strip('│ ').split('│', 1) for line in str(traceops.status()).splitlines()
                 if line.startswith('│'))
     said = {name.strip(): text.strip() for name, text in rows.items()}
+    assert said['memory_budget'] == '256 MiB, on a GPU 1 GiB'
     assert said['window'] == 'chosen within memory_budget' and said['two_phase'] == 'on a GPU'
 
 

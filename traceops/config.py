@@ -48,8 +48,10 @@ class Settings:
     window : int or None
         Steps per window; ``None`` chooses the longest that fits ``memory_budget`` and, where
         windows cost little beside their steps (on a CPU, no trace carried), stays in cache.
-    memory_budget : int or str
-        Bytes for the recorded factors of one window, e.g. ``'256MiB'``.
+    memory_budget : int, str or None
+        Bytes for the recorded factors of one window, e.g. ``'256MiB'``. ``None``: that, or 1 GiB
+        where the record of a window is used together (see ``two_phase``): there a window more
+        costs launches, and a GPU has the memory.
     carry_trace : bool
         D-RTRL only. ``True`` (upstream's semantics): the trace enters and leaves each call.
         ``False``: each call starts from a zero trace and no trace is ever allocated.
@@ -73,7 +75,7 @@ class Settings:
     """
 
     window: int | None = None
-    memory_budget: int = 256 * 2 ** 20
+    memory_budget: int | None = None
     carry_trace: bool = True
     precision: str = 'highest'
     backend: str = 'auto'
@@ -89,6 +91,10 @@ class Settings:
                 raise SettingsError(f'{field}={value!r} is not legal; it takes {legal}, e.g. '
                                     f'traceops.configure({field}={example!r}).') from None
 
+    def budget(self, together: bool) -> int:
+        """Bytes of ``memory_budget``; ``together``: the record of a window is used together."""
+        return self.memory_budget or (2 ** 30 if together else 2 ** 28)
+
 
 def _window(value: Any) -> int | None:
     return None if value is None else _positive(value)
@@ -101,7 +107,9 @@ def _positive(value: Any) -> int:
     return number
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any) -> int | None:
+    if value is None:
+        return None
     if not isinstance(value, str):
         return _positive(value)
     match = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*', value)
@@ -133,7 +141,8 @@ def _one_of(*words: str) -> tuple[str, str, Callable[[Any], str]]:
 #: Of each setting: what is legal, an example, and the function that reads or refuses a value.
 _FIELDS: dict[str, tuple[str, Any, Callable[[Any], Any]]] = {
     'window': ('a positive int, or None to choose', 50, _window),
-    'memory_budget': ("a positive number of bytes, or a text like '256MiB'", '1GiB', _bytes),
+    'memory_budget': ("a positive number of bytes, a text like '256MiB', or None to choose",
+                      '1GiB', _bytes),
     'carry_trace': ('True or False', False, _flag),
     'precision': _one_of('highest', 'bf16x3', 'bf16x2', 'tf32'),
     'backend': _one_of('auto', 'jax', 'triton'),
@@ -160,7 +169,7 @@ _WORDS = {'1': True, 'true': True, 'yes': True, 'on': True,
 
 
 def _from_text(field: str, text: str) -> Any:
-    if field in ('window', 'two_phase') and text.lower() == 'none':
+    if field in ('window', 'memory_budget', 'two_phase') and text.lower() == 'none':
         return None
     if field == 'window':
         return int(text)

@@ -60,11 +60,12 @@ class Status:
 
 
 #: Settings that may be left open, and what decides then.
-_OPEN = {'window': 'chosen within memory_budget', 'two_phase': 'on a GPU'}
+_OPEN = {'window': 'chosen within memory_budget', 'two_phase': 'on a GPU',
+         'memory_budget': '256 MiB, on a GPU 1 GiB'}
 
 
 def _setting(name: str, value: Any) -> str:
-    if name == 'memory_budget':
+    if name == 'memory_budget' and value is not None:
         return f'{value / 2 ** 20:g} MiB'
     return _OPEN[name] if value is None else str(value)
 

@@ -69,8 +69,7 @@ def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
 
 
 #: (net, rule, neurons, steps, lanes, whether a trace is carried): at most so many launches of a
-#: training call. 32 samples; of 200 steps 8, as in `bench`: the record of 32 is over memory_budget,
-#: so that there are two windows.
+#: training call of 32 samples.
 BARS = {('lif', 'ES_D_RTRL', 128, 50, False, True): 45,
         ('two-alif', 'ES_D_RTRL', 128, 50, True, True): 60,
         ('lif', 'D_RTRL', 1024, 50, False, False): 40, ('lif', 'D_RTRL', 1024, 50, False, True): 50,
@@ -90,8 +89,7 @@ def test_a_window_is_simulated_in_one_launch(bar, proof):
     """And the whole training call is a few dozen."""
     net, rule, n, steps, vmap, carried = bar
     brainstate.environ.set(dt=1. * u.ms)
-    training = of_case(Case('one', net, rule, n, None, steps=steps, batch=8 if steps == 200 else 32,
-                            vmap=vmap, n_in=256))
+    training = of_case(Case('one', net, rule, n, None, steps=steps, vmap=vmap, n_in=256))
     form = {} if carried else {'carry_trace': False}
     compiled = programs.compile_stateful('h100', online(training, traceops.compile, **form),
                                          training.inputs, training.targets)

@@ -40,7 +40,8 @@ def test_a_window_learner():
 @pytest.mark.parametrize('rule, settings, bound', [
     ('es', {}, 'the cache, 16.00 MiB'),
     ('es', {'memory_budget': '8MiB'}, 'memory_budget, 8.00 MiB'),
-    ('d_rtrl', {}, 'memory_budget, 256.00 MiB'), ('es', {'window': 3}, None)])
+    ('d_rtrl', {}, 'memory_budget, 256.00 MiB'),
+    ('d_rtrl', {'two_phase': True}, 'memory_budget, 1024.00 MiB'), ('es', {'window': 3}, None)])
 def test_what_bounds_a_window(rule, settings, bound):
     """Of ES-D-RTRL on a CPU the cache, if that is less; never where a trace is carried."""
     with traceops.configured(two_phase=False, **settings):

@@ -216,8 +216,8 @@ class ParamDimRule(Rule):
 
         Where their trace takes a pass a step.
         """
-        budget = self.learner.traceops_settings.memory_budget
-        return bool(self.trace_pass.stepped) and self.kappa is None and record_bytes <= budget
+        return bool(self.trace_pass.stepped) and self.kappa is None and \
+            record_bytes <= self.budget
 
     def _of_steps_before(self, record: Any, before: Any, signals: Any, weight_vals: Any,
                          index: Any) -> Grads:

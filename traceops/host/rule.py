@@ -71,12 +71,17 @@ class Rule(abc.ABC):
         """Whether the record of a step is folded before it is stored."""
         return not self.at_once
 
+    @property
+    def budget(self) -> int:
+        """Bytes of ``memory_budget``, or what is chosen where it is left open."""
+        return int(self.learner.traceops_settings.budget(self.at_once))
+
     def room(self, more: int = 0) -> int:
         """Bytes of ``memory_budget`` for what grows with the length of a window.
 
         ``more``: bytes of what does not, besides the rule's own.
         """
-        return room(self.learner.traceops_settings.memory_budget, self.fixed_bytes + more)
+        return room(self.budget, self.fixed_bytes + more)
 
     @property
     def fixed_bytes(self) -> int:
@@ -108,7 +113,7 @@ class Rule(abc.ABC):
     @property
     def bound(self) -> str:
         """What bounds the record of a window whose length is not given, in words."""
-        budget, left = self.learner.traceops_settings.memory_budget, self.room()
+        budget, left = self.budget, self.room()
         if self.windows_are_cheap and self._cached < left:
             return f'the cache, {self._cached / 2 ** 20:.2f} MiB'
         said = f'memory_budget, {budget / 2 ** 20:.2f} MiB'
