@@ -44,7 +44,7 @@ def test_a_window_learner():
     ('d_rtrl', {'two_phase': True}, 'memory_budget, 1024.00 MiB'), ('es', {'window': 3}, None)])
 def test_what_bounds_a_window(rule, settings, bound):
     """Of ES-D-RTRL on a CPU the cache, if that is less; never where a trace is carried."""
-    with traceops.configured(two_phase=False, **settings):
+    with traceops.configured(**{'two_phase': False, **settings}):
         run = start(traceops.compile, NETS['lif'], rule, 5)
     said = f'window: chosen within {bound};' if bound else 'window: 3;'
     assert said in str(traceops.explain(run.learner))
