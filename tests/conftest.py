@@ -22,12 +22,14 @@ jax.config.update('jax_traceback_in_locations_limit', 0)
 
 @pytest.fixture(scope='session', autouse=True)
 def compiled_once(tmp_path_factory):
-    """What one worker compiled, the others have, as long as the tests last."""
+    """What one process compiled, the others have, as long as the tests last."""
     mine = tmp_path_factory.getbasetemp()
     ours = mine.parent if 'PYTEST_XDIST_WORKER' in os.environ else mine
-    jax.config.update('jax_compilation_cache_dir', str(ours / 'programs'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    for name, value in {'jax_compilation_cache_dir': str(ours / 'programs'),
+                        'jax_persistent_cache_min_compile_time_secs': 0.,
+                        'jax_persistent_cache_min_entry_size_bytes': -1}.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)   # of processes that tests start
     yield
     # a program that still waits for a Python callback when the interpreter ends would never end
     jax.effects_barrier()

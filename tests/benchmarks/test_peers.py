@@ -10,6 +10,7 @@ from traceops.benchmarks.cases import Case
 SMALL = Case('small', 'lif', 'D_RTRL', 8, None, steps=6, batch=2, n_in=12, n_out=3)
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 def test_a_library_that_is_not_there_is_a_row_that_says_how_to_install_it(monkeypatch):
     nothing = lambda case: pytest.fail('it is not there')  # noqa: E731
     monkeypatch.setattr(peers, 'PEERS', {'somewhere': ('no_such_library', nothing)})

@@ -118,7 +118,7 @@ def outcome(levels, inner=None):
         seen.read()
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None,
+@settings(max_examples=10, deadline=None, derandomize=True, database=None,
           suppress_health_check=list(HealthCheck))
 @given(levels=st.lists(OPTIONS, min_size=1, max_size=3))
 def test_loops_without_a_step(compiled_quickly, levels):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import traceops
 from tests.parity.harness import RULES, Run, assert_close, assert_same_states, both, jitted
 
-SEARCH = dict(max_examples=7, derandomize=True, deadline=None, database=None,
+SEARCH = dict(max_examples=4, derandomize=True, deadline=None, database=None,
               suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
