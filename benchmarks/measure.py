@@ -157,15 +157,18 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
 
     Each has a net of its own, made from the same seed and compiled beforehand; its states
     (and its trace, where one is carried) go on from call to call, as in a training loop. Only a
-    call of ``'reset'`` begins a new sequence, with a trace of zeros.
+    call of ``'reset'`` begins a new sequence, with a trace of zeros. On a GPU ``'xla'`` is ours
+    without kernels of ours, in the form that is measured against simulation.
     """
-    fits = case.upstream_fits
+    fits, gpu = case.upstream_fits, jax.default_backend() == 'gpu'
+    carried = {'carry_trace': False} if case.rule == 'D_RTRL' else {}
     makers: dict[str, tuple[bool, Callable[[Training], Callable[..., Any]]]] = {
         'upstream': (fits, lambda t: online(t, braintrace.compile)),
         'traceops': (fits, lambda t: online(t, traceops.compile)),
         'reset': (fits and case.rule == 'D_RTRL', lambda t: online(t, traceops.compile, True)),
         'free': (case.rule == 'D_RTRL',
                  lambda t: online(t, traceops.compile, carry_trace=False)),
+        'xla': (gpu, lambda t: online(t, traceops.compile, backend='jax', **carried)),
         'bptt': (fits, bptt), 'forward': (True, _forward)}
     return {name: make(of_case(case)) for name, (runs, make) in makers.items()
             if runs and (names is None or name in names)}
@@ -266,7 +269,8 @@ def _compared(fns: dict[str, Any], x: Any, y: Any, row: Row) -> str:
     results = {name: fn(x, y) for name, fn in fns.items()}
     try:
         found = [check(results['upstream'][0], results[k][0])
-                 for k in ('traceops', 'reset', 'free') if k in results and 'upstream' in results]
+                 for k in ('traceops', 'reset', 'free', 'xla')
+                 if k in results and 'upstream' in results]
     except ValueError as err:
         return str(err)
     row.difference = float(np.max(found)) if found else None

@@ -135,9 +135,9 @@ def line(f: dict[str, Any]) -> str:
     return f'{f["name"]}: {check}{spikes}p20/p50/p80 {spread}'
 
 
-_HEAD = ('case', 'upstream ms', 'traceops ms', 'reset ms', 'no carry ms', 'BPTT ms', 'forward ms',
-         'upstream / traceops', 'no carry', 'learning / forward', 'carried / forward', 'compile',
-         'peak GiB')
+_HEAD = ('case', 'upstream ms', 'traceops ms', 'reset ms', 'no carry ms', "backend='jax' ms",
+         'BPTT ms', 'forward ms', 'upstream / traceops', 'no carry', 'learning / forward',
+         'carried / forward', 'compile', 'peak GiB')
 
 
 def _cells(f: dict[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ def _cells(f: dict[str, Any]) -> list[str]:
     lf = f['learning_over_forward']
     carried = f['carried_over_forward']
     return [f['name'], upstream, *(_ms(f, who) for who in (
-                'traceops', 'reset', 'free', 'bptt', 'forward')),
+                'traceops', 'reset', 'free', 'xla', 'bptt', 'forward')),
             _ratio(f['ratio'], f['bar']),
             _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
             f'{carried:.2f}' if carried else '-',
@@ -157,13 +157,20 @@ def _cells(f: dict[str, Any]) -> list[str]:
             f'{f["peak_memory"] / 2 ** 30:.1f}']
 
 
+def _columns(head: Sequence[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns in which no row has anything."""
+    told = [i for i in range(len(head)) if not rows or any(row[i] not in ('', '-') for row in rows)]
+    return [head[i] for i in told], [[row[i] for i in told] for row in rows]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The table of a run."""
     out = Table()
-    for name in _HEAD:
+    head, cells = _columns(_HEAD, [_cells(f) for f in rows])
+    for name in head:
         out.add_column(name, overflow='fold')
-    for f in rows:
-        out.add_row(*_cells(f))
+    for row in cells:
+        out.add_row(*row)
     return render(out, width=200)
 
 
@@ -187,8 +194,9 @@ def each(cases: Sequence[Any], measure: Callable[[Any], dict[str, Any]], head: S
 def markdown(rows: list[dict[str, Any]], head: Sequence[str] = _HEAD,
              cells: Callable[[dict[str, Any]], list[str]] = _cells) -> str:
     """The same table for a README."""
+    head, told = _columns(head, [cells(f) for f in rows])
     lines = [machine_text() + '.', '', '| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
-    lines += ['| ' + ' | '.join(cells(f)) + ' |' for f in rows]
+    lines += ['| ' + ' | '.join(row) + ' |' for row in told]
     return '\n'.join(lines) + '\n'
 
 

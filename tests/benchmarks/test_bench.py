@@ -73,6 +73,20 @@ def test_aims_are_of_the_cpu(monkeypatch):
     assert 'ratio 0.50 < 1' in report.summary([figures])
 
 
+def test_a_gpu_is_also_asked_without_our_kernels(monkeypatch):
+    names = ('xla', 'forward')
+    assert set(measure.contestants(TINY, names)) == {'forward'}
+    asked = []
+    monkeypatch.setattr(
+        measure, 'online', lambda train, compiler, **settings: asked.append(settings))
+    monkeypatch.setattr(measure.jax, 'default_backend', lambda: 'gpu')
+    assert set(measure.contestants(TINY, names)) == {*names}
+    assert asked == [{'backend': 'jax', 'carry_trace': False}]
+    row = measure.Row(TINY, seconds={'upstream': [2.], 'traceops': [1.], 'xla': [1.5]})
+    head = report.markdown([report.figures(row)]).splitlines()[2]
+    assert "backend='jax' ms" in head and 'BPTT' not in head
+
+
 def test_a_wrong_gradient_gets_no_speed(monkeypatch):
     def contestants(case, names):
         right = lambda x, y: ({'w': x.sum(0)}, 0.)                      # noqa: E731
