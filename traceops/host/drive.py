@@ -299,7 +299,6 @@ def evolve(
         out = call(*slices)
         return {'sum': {}, 'record': {}, 'out': out if return_outputs else None}
 
-
     def in_windows(rules: Sequence[Any], here: bool) -> Any:
         rule = rules[0]
         program_of = _program(learner, step, (sequences,), rule, lambda _: {})

@@ -94,6 +94,7 @@ class LoopsExplanation:
 
 
 def of_events(names: Sequence[str]) -> list[str]:
+    """What is said of parameters whose gradient may be the sum over spikes."""
     return [f'spikes enter {", ".join(names)}: of a long window in which few are not zero, the '
             'gradient is the sum over those'] if names else []
 

@@ -27,6 +27,7 @@ __all__ = ['UNROLL', 'EffectsError', 'OfStates', 'Simulator', 'at_once', 'by_for
 class EffectsError(Exception):
     """A function has effects, which must stay where they are written."""
 
+
 #: Steps in an iteration of a loop over time where launches dominate (`traceops programs` counts
 #: them). Longer iterations save few more, and move more bytes to store residuals.
 UNROLL = 5
