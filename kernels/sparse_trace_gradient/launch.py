@@ -20,7 +20,7 @@ TABLE: dict[tuple[int], Tile] = {
 
 
 def plan(inputs: Any, delta: Any, sources: Any, targets: Any, *, capability: int,
-         by_sample: bool) -> KernelCall | str:
+         by_sample: bool, **_: Any) -> KernelCall | str:
     """The launch for these operands, or why there is none."""
     if inputs.dtype != np.float32:
         return f'the kernel computes in float32, the operands are {inputs.dtype}'

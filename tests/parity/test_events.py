@@ -2,18 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients made of spikes alone are upstream's; and which products look for spikes."""
 
+import brainevent
 import brainstate
 import braintrace
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import saiunit as u
 
 import traceops
 from tests.parity import test_loops
-from tests.parity.harness import assert_close, start
-from tests.parity.nets import NETS
+from tests.parity.harness import assert_close, assert_same_states, both, pair, start
+from tests.parity.nets import N_IN, NETS, N, Net, Spiking, spike_rate
 from tests.parity.test_rules import compare
 from traceops.host import plan, relations
 from traceops.host.explain_calls import LoopsExplanation
+from traceops.kernels.sparse_trace_gradient import cpu as sparse_cpu
 from traceops.kernels.trace_gradient import cpu, events
 
 pytestmark = pytest.mark.cpu('sums over spikes are for a CPU')
@@ -45,6 +50,50 @@ def test_gradients_of_spikes(float64, counted, name, rule, vmap, steps, window):
     assert set(counted) >= {(9, 6)}         # input and spikes, by neurons
 
 
+class SparseSpiking(Spiking):
+    """The same with synapses: half of all pairs."""
+
+    def __init__(self):
+        super().__init__()
+        there = np.random.RandomState(1).rand(N_IN + N, N) < 0.5
+        dense = there * u.get_magnitude(self.linear.weight.value['weight'])
+        synapses = braintrace.nn.SparseLinear(brainevent.CSR.fromdense(jnp.asarray(dense)))
+        self.linear = brainstate.nn.Sequential(synapses, lambda y: y * u.mA)
+
+
+@pytest.mark.parametrize('rule, vmap, carry', [
+    ('es', False, True), ('es', True, True), ('d_rtrl', False, True), ('d_rtrl', True, False)])
+def test_gradients_of_synapses(float64, monkeypatch, rule, vmap, carry):
+    """A spike at a time, in windows of three, that of the input that enters one among them."""
+    monkeypatch.setattr(relations, '_LARGE', 0)
+    monkeypatch.setattr(sparse_cpu, '_WORK', 0)
+    added = []
+
+    def of_spikes(x, *operands):
+        added.append(x.shape[1])
+        return of_all(x, *operands)
+    of_all = sparse_cpu._of_spikes
+    monkeypatch.setattr(sparse_cpu, '_of_spikes', of_spikes)
+    monkeypatch.setattr(sparse_cpu, '_capacity', lambda rows, width, *_: rows * width)
+    net = Net(SparseSpiking, spiking=True)
+    assert spike_rate(net, net.inputs(7, 4)) > 0.01
+    want, got = pair(net, rule, 7, vmap, window=3, carry_trace=carry)
+    for _ in range(1 + carry):
+        assert_close(*both(want, got, lambda run: run.grad()), 1e-10, nonzero=True)
+    if carry:
+        assert_same_states(want, got, 1e-10)
+    assert set(added) == {N_IN + N}
+    assert 'spikes enter linear.layers.0.weight' in str(traceops.explain(got.learner))
+
+
+def test_indices_are_not_computed_with_while_compiling(monkeypatch):
+    """Of the input that enters a window, too: upstream's own takes seconds for a large pattern."""
+    monkeypatch.setattr(relations, '_LARGE', 0)
+    with traceops.configured(window=3):
+        ours = start(traceops.compile, Net(SparseSpiking, spiking=True), 'es', 7)
+    assert 'cumsum' not in str(brainstate.transform.make_jaxpr(ours.eager_grad)()[0])
+
+
 @pytest.mark.parametrize('name, rule, vmap', [('alif', 'd_rtrl', False), ('lif', 'es', True)])
 def test_gradients_of_a_loop(float64, counted, monkeypatch, name, rule, vmap):
     """Of a trace that is carried, too; and the loop says so."""
@@ -74,7 +123,7 @@ def test_a_carried_trace_is_no_hindrance(counted):
 
 
 @pytest.mark.parametrize('made', [
-    lambda v: (v > 0).astype(v.dtype), lambda v: jax.numpy.where(v > 0, 1., 0.)],
+    lambda v: (v > 0).astype(v.dtype), lambda v: jnp.where(v > 0, 1., 0.)],
     ids=['compared', 'chosen'])
 def test_a_spike_function_of_ones_own(float64, counted, made):
     """A comparison as a number or a choice between two, by whatever gradient, scaled."""
@@ -92,10 +141,10 @@ def test_a_spike_function_of_ones_own(float64, counted, made):
 
         def update(self, x):
             s = 3. * spike(self.v.value)
-            self.v.value = .9 * self.v.value + self.linear(jax.numpy.concatenate([x, s], -1))
+            self.v.value = .9 * self.v.value + self.linear(jnp.concatenate([x, s], -1))
             return self.v.value
 
-    x, grads = jax.numpy.ones((4, 2, 5 - 4)), []
+    x, grads = jnp.ones((4, 2, 5 - 4)), []
     for compiler in (braintrace.compile, traceops.compile):
         brainstate.random.seed(0)
         with traceops.configured(carry_trace=False, window=4):

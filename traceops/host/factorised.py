@@ -174,6 +174,9 @@ class FactorisedRule(Rule):
     def _with_entering_input(self, view: RelationView, a0: Any, cotangent: Any,
                              weight_vals: Any) -> dict[str, Any]:
         """What the filtered input that entered the window contributes."""
+        if view.has_synapses:       # upstream's own computes with the pattern when it is compiled
+            return self._gradient(view, weight_vals, a0[None], cotangent[None])
+
         def solve(a: Any, ct: Any) -> Any:
             return upstream.solve_factorised(
                 view.relation, a, ct.reshape(view.y_shape) if a is not None else ct, weight_vals)

@@ -103,11 +103,17 @@ class RelationView:
                 or upstream.chunk_rule(self.relation, learner.fast_solve) is not None)
 
     @property
+    def has_synapses(self) -> bool:
+        """Whether it is a sparse op whose pattern can be read."""
+        return has_synapses(self.relation)
+
+    @property
     def of_events(self) -> bool:
         """Whether the gradient may be summed over spikes (see :func:`ops.trace_gradient`): those
-        of the model itself enter a large matrix.
+        of the model itself enter a large matrix, or many synapses.
         """
-        return (self.is_dense and self.relation.trainable_vars['weight'].aval.size >= _LARGE
+        return ((self.is_dense or self.has_synapses)
+                and self.relation.trainable_vars['weight'].aval.size >= _LARGE
                 and has_spikes(self.model, self.relation.x_var, upstream.SPIKE))
 
     @property
@@ -149,8 +155,8 @@ class RelationView:
                  backend: str | None = None, events: bool = False) -> dict[str, Any]:
         """``vjp_W(op)(x_{1..T}, cotangent_{1..T})``: ``{operand name: gradient}``."""
         weights = upstream.weights_of(self.relation, weight_vals)
-        if has_synapses(self.relation):
-            return sparse_gradient(self.relation, weights, x, cotangent, backend)
+        if self.has_synapses:
+            return sparse_gradient(self.relation, weights, x, cotangent, backend, events)
         x_rank = len(self.relation.x_var.aval.shape) if self.has_input else 0
         return weight_vjp(self.op, weights, x, x_rank, cotangent, self.y_shape, precision,
                           backend, events)

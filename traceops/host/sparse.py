@@ -104,21 +104,21 @@ class Synapses:
         return cls(*matrix.shape, *hidden)
 
     def sampled(self, x: Any, cotangent: Any, backend: str | None,
-                by_sample: bool = False) -> Any:
+                by_sample: bool = False, events: bool = False) -> Any:
         """``[K]``, of every weight as it is stored: ``[T, ..., inputs]`` and outputs."""
         steps = x.shape[0]
         found = sparse_trace_gradient(
             x.reshape(steps, -1, self.inputs).astype(cotangent.dtype),
             cotangent.reshape(steps, -1, self.outputs), self.sources, self.targets,
-            by_sample=by_sample, backend=backend)
+            by_sample=by_sample, events=events, backend=backend)
         return found if self.places is None else found[..., self.places]
 
 
 def sparse_gradient(relation: Any, weights: dict[str, Any], x: Any, cotangent: Any,
-                    backend: str | None) -> dict[str, Any]:
+                    backend: str | None, events: bool) -> dict[str, Any]:
     """``sum_t vjp_W(op)(x_t, cotangent_t)`` of a sparse op, ``[T, ...]`` each."""
     synapses = Synapses.of(relation)
-    weight = synapses.sampled(x, cotangent, backend)
+    weight = synapses.sampled(x, cotangent, backend, events=events)
     if weights['weight'].size == 1:             # one weight for all synapses
         weight = weight.sum()
     found = {'weight': weight.reshape(weights['weight'].shape)}

@@ -215,7 +215,8 @@ class TracePass:
         p = p.reshape(p.shape[0], -1, synapses.outputs, S)
         total = total.reshape(p.shape[1:])
         new = {'weight': jnp.stack([
-            synapses.sampled(x, p[..., s], self.backend, by_sample=True) for s in range(S)], -1),
+            synapses.sampled(x, p[..., s], self.backend, by_sample=True, events=view.of_events)
+            for s in range(S)], -1),
             'bias': total}
         weights = upstream.weights_of(view.relation, weight_vals)
         new = {k: new[k] * slope(view.relation, weights, k)[..., None] for k in like}

@@ -23,7 +23,8 @@ _NAME = 'sparse_trace_gradient'
 _NAMES = ('inputs', 'delta', 'sources', 'targets')
 
 
-def _axes(inputs: Any, delta: Any, sources: Any, targets: Any, *, by_sample: bool) -> Axes:
+def _axes(inputs: Any, delta: Any, sources: Any, targets: Any, *, by_sample: bool,
+          **_: Any) -> Axes:
     lanes = positions(_NAME, 'inputs', inputs, '[T, B, I]', 3)
     ranked(_NAME, 'delta', delta, '[T, B, O]', len(lanes) + 3)
     ranked(_NAME, 'sources', sources, '[K]', 1)
@@ -60,15 +61,23 @@ def _cases() -> list[Any]:
             for by_sample in (False, True)]
 
 
+def _reference(*operands: Any, by_sample: bool, **_: Any) -> Any:
+    return (_definition(*operands, by_sample=by_sample),)
+
+
+def _cpu(*operands: Any, events: bool = False, **params: Any) -> Any:
+    return (_on_cpu(*operands, events=events, **params),)
+
+
 SPARSE_TRACE_GRADIENT = define(Operation(
     name=_NAME, arguments=lambda count, **_: _NAMES,
-    reference=lambda *operands, **params: (_definition(*operands, **params),),
-    cpu=lambda *operands, **params: (_on_cpu(*operands, **params),),
-    axes=_axes, dtypes=_dtypes, kernel=launch.plan, batch=_batch, cases=_cases))
+    reference=_reference, cpu=_cpu, axes=_axes, dtypes=_dtypes, kernel=launch.plan, batch=_batch,
+    cases=_cases))
 
 
 def sparse_trace_gradient(inputs: Any, delta: Any, sources: Any, targets: Any, *,
-                          by_sample: bool = False, backend: str | None = None) -> Any:
+                          by_sample: bool = False, events: bool = False,
+                          backend: str | None = None) -> Any:
     r"""Gradient of a window for synapses: :math:`g_k = \sum_t \sum_b x[i_k]\,\delta[o_k]`.
 
     What the gradient of a dense weight has at the places of a sparse one, without the rest.
@@ -84,6 +93,10 @@ def sparse_trace_gradient(inputs: Any, delta: Any, sources: Any, targets: Any, *
         connect the same.
     by_sample : bool
         Sum over steps alone. The result is ``[B, K]``.
+    events : bool
+        The inputs may be spikes. On a CPU a large call is then a program that counts those that
+        are not zero, and of few adds only what they contribute: the same sum to rounding. It takes
+        longer to compile.
     backend : {'auto', 'jax', 'triton'}, optional
         Default: ``traceops.settings().backend``.
 
@@ -99,4 +112,4 @@ def sparse_trace_gradient(inputs: Any, delta: Any, sources: Any, targets: Any, *
         ``backend`` is named and cannot run here.
     """
     return bind(SPARSE_TRACE_GRADIENT, inputs, delta, sources, targets, backend=backend,
-                by_sample=bool(by_sample))[0]
+                by_sample=bool(by_sample), events=bool(events))[0]
