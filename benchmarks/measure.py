@@ -25,7 +25,7 @@ from traceops.benchmarks.cases import Case
 from traceops.benchmarks.nets import make
 
 __all__ = ['Row', 'Training', 'bptt', 'check', 'compiled', 'contestants', 'cross_entropy', 'data',
-           'interleaved', 'jitted', 'of_case', 'online', 'run', 'simulation']
+           'evolution', 'interleaved', 'jitted', 'of_case', 'online', 'run', 'simulation']
 
 TOLERANCE = 1e-5
 
@@ -139,6 +139,20 @@ def simulation(train: Training, reset: bool = False) -> Callable[..., Any]:
     return call
 
 
+def evolution(train: Training) -> Callable[..., Any]:
+    """``(inputs, targets) -> loss``, and nothing learnt: as a learner simulates.
+
+    Its trace is reset before anybody reads it, so none is formed.
+    """
+    learner = traceops.compile(train.model, train.algorithm, train.inputs[0], **train.options)
+
+    def call(x: Any, y: Any) -> Any:
+        out = learner.etrace_evolve(x, return_outputs=True)
+        learner.reset_state(batch_size=train.options.get('batch_size'))
+        return jax.vmap(lambda one: train.loss(one, y))(out).mean()
+    return call
+
+
 def _begin(train: Training) -> None:
     brainstate.nn.init_all_states(train.model, batch_size=train.options.get('batch_size'))
 
@@ -158,7 +172,8 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
     Each has a net of its own, made from the same seed and compiled beforehand; its states
     (and its trace, where one is carried) go on from call to call, as in a training loop. Only a
     call of ``'reset'`` begins a new sequence, with a trace of zeros. On a GPU ``'xla'`` is ours
-    without kernels of ours, in the form that is measured against simulation.
+    without kernels of ours, in the form that is measured against simulation, and ``'kernel'`` is
+    simulation with them.
     """
     fits, gpu = case.upstream_fits, jax.default_backend() == 'gpu'
     carried = {'carry_trace': False} if case.rule == 'D_RTRL' else {}
@@ -169,13 +184,14 @@ def contestants(case: Case, names: Collection[str] | None = None) -> dict[
         'free': (case.rule == 'D_RTRL',
                  lambda t: online(t, traceops.compile, carry_trace=False)),
         'xla': (gpu, lambda t: online(t, traceops.compile, backend='jax', **carried)),
-        'bptt': (fits, bptt), 'forward': (True, _forward)}
+        'bptt': (fits, bptt), 'forward': (True, lambda t: _without(simulation(t))),
+        'kernel': (gpu, lambda t: _without(evolution(t)))}
     return {name: make(of_case(case)) for name, (runs, make) in makers.items()
             if runs and (names is None or name in names)}
 
 
-def _forward(train: Training) -> Callable[..., Any]:
-    simulate = simulation(train)
+def _without(simulate: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss, and no gradients beside it."""
     return lambda x, y: (None, simulate(x, y))
 
 

@@ -136,8 +136,8 @@ def line(f: dict[str, Any]) -> str:
 
 
 _HEAD = ('case', 'upstream ms', 'traceops ms', 'reset ms', 'no carry ms', "backend='jax' ms",
-         'BPTT ms', 'forward ms', 'upstream / traceops', 'no carry', 'learning / forward',
-         'carried / forward', 'compile', 'peak GiB')
+         'BPTT ms', 'forward ms', 'forward, kernel ms', 'upstream / traceops', 'no carry',
+         'learning / forward', 'carried / forward', 'compile', 'peak GiB')
 
 
 def _cells(f: dict[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ def _cells(f: dict[str, Any]) -> list[str]:
     lf = f['learning_over_forward']
     carried = f['carried_over_forward']
     return [f['name'], upstream, *(_ms(f, who) for who in (
-                'traceops', 'reset', 'free', 'xla', 'bptt', 'forward')),
+                'traceops', 'reset', 'free', 'xla', 'bptt', 'forward', 'kernel')),
             _ratio(f['ratio'], f['bar']),
             _ratio(f['ratio_free'], f['bar_free']), f'{lf:.2f}{slower}' if lf else '-',
             f'{carried:.2f}' if carried else '-',

@@ -74,7 +74,7 @@ def test_aims_are_of_the_cpu(monkeypatch):
 
 
 def test_a_gpu_is_also_asked_without_our_kernels(monkeypatch):
-    names = ('xla', 'forward')
+    names = ('xla', 'forward', 'kernel')
     assert set(measure.contestants(TINY, names)) == {'forward'}
     asked = []
     monkeypatch.setattr(
@@ -82,9 +82,17 @@ def test_a_gpu_is_also_asked_without_our_kernels(monkeypatch):
     monkeypatch.setattr(measure.jax, 'default_backend', lambda: 'gpu')
     assert set(measure.contestants(TINY, names)) == {*names}
     assert asked == [{'backend': 'jax', 'carry_trace': False}]
-    row = measure.Row(TINY, seconds={'upstream': [2.], 'traceops': [1.], 'xla': [1.5]})
+    row = measure.Row(TINY, seconds={
+        'upstream': [2.], 'traceops': [1.], 'xla': [1.5], 'kernel': [.3]})
     head = report.markdown([report.figures(row)]).splitlines()[2]
-    assert "backend='jax' ms" in head and 'BPTT' not in head
+    assert "backend='jax' ms" in head and 'forward, kernel ms' in head and 'BPTT' not in head
+
+
+def test_a_learner_simulates_as_its_model_does():
+    losses = [jitted(measure.of_case(TINY)) for jitted in (
+        lambda t: measure.jitted(measure.simulation(t))(t.inputs, t.targets),
+        lambda t: measure.jitted(measure.evolution(t))(t.inputs, t.targets))]
+    assert losses[0] > 0 and abs(losses[0] - losses[1]) < 1e-5 * losses[0]
 
 
 def test_a_wrong_gradient_gets_no_speed(monkeypatch):

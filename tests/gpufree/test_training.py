@@ -15,7 +15,7 @@ import traceops
 from tests.gpufree import TARGETS, quick_first
 from traceops.benchmarks import loops, programs
 from traceops.benchmarks.cases import Case
-from traceops.benchmarks.measure import data, of_case, online
+from traceops.benchmarks.measure import data, evolution, of_case, online
 from traceops.benchmarks.targets import collectives, compile_for, kernel_calls, mesh_of
 
 T, B, N = 10, 16, 256
@@ -176,6 +176,39 @@ def test_a_loop_written_by_hand_is_simulated_in_one_launch(row, proof):
     assert found.total.launches <= LOOPS[row]
     proof(f'a loop by hand, {rule} lif {n}', 'h100',
           f'{found.total.launches} launches, at most {LOOPS[row]}')
+
+
+#: Launches, at most, of 50 steps without a loss whose trace is not read, and of as many that a
+#: training call follows.
+WARM_UPS = {'ES_D_RTRL': (15, 45), 'D_RTRL': (15, 45)}
+
+
+@pytest.mark.parametrize('rule', quick_first('ES_D_RTRL', WARM_UPS))
+def test_steps_without_a_loss_are_simulated_in_one_launch(rule, proof):
+    def training():
+        brainstate.environ.set(dt=1. * u.ms)
+        return of_case(Case('one', 'lif', rule, 128, None, n_in=256))
+
+    def found(make, train):
+        return programs.read(programs.compile_stateful(
+            'h100', make(train), train.inputs, train.targets), 'h100')
+
+    def warm_up(train):
+        learner = traceops.compile(
+            train.model, train.algorithm, train.inputs[0], **train.options)
+
+        def call(x, y):
+            learner.etrace_evolve(x)
+            return learner.etrace_grad(x, step_fn=lambda i: train.loss(learner(i), y))
+        return call
+    counted = []
+    for make, most in zip((evolution, warm_up), WARM_UPS[rule], strict=True):
+        one = found(make, training())
+        assert {k.times for k in one.kernels if 'etp_simulate_window' in k.source} == {1}
+        assert one.total.launches <= most
+        counted.append(f'{one.total.launches} launches, at most {most}')
+    proof(f'{rule} lif 128, without a loss; and a training call after it', 'h100',
+          '; '.join(counted))
 
 
 def test_a_step_of_one_state_is_upstreams():

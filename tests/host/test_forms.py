@@ -39,7 +39,8 @@ def a_call(rule, net='alif', steps=12, **settings):
 def an_evolution(rule, net='alif', steps=12, **settings):
     training = of_case(Case('one', net, rule, 24, None, steps=steps, batch=4))
     with traceops.configured(backend='jax', **settings):
-        learner = traceops.compile(training.model, rule, training.inputs[0], batch_size=4)
+        learner = traceops.compile(
+            training.model, rule, training.inputs[0], **training.options)
     evolve = lambda x, _: learner.etrace_evolve(x, return_outputs=True)  # noqa: E731
     return pure(evolve, training.inputs, 0.), (training.inputs, 0.)
 
@@ -57,7 +58,8 @@ PROGRAMS = [(a_call, 'ES_D_RTRL', 'alif', 3), (a_loop, 'ES_D_RTRL', 'lif', 3),
             *(pytest.param(*row, marks=pytest.mark.slow) for row in (
                 (a_call, 'ES_D_RTRL', 'alif', 12), (a_call, 'D_RTRL', 'lif', 2),
                 (a_call, 'D_RTRL', 'alif', 12), (an_evolution, 'D_RTRL', 'lif', 3),
-                (an_evolution, 'D_RTRL', 'alif', 12), (a_loop, 'ES_D_RTRL', 'lif', 12),
+                (an_evolution, 'D_RTRL', 'alif', 12), (an_evolution, 'ES_D_RTRL', 'alif', 12),
+                (a_loop, 'ES_D_RTRL', 'lif', 12),
                 (a_loop, 'D_RTRL', 'lif', 12)))]
 
 

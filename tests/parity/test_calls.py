@@ -112,6 +112,23 @@ def test_evolve_then_grad_then_a_single_step(float64, rule, vmap):
         assert_same_states(upstream, ours, TOLERANCE)
 
 
+@pytest.mark.parametrize('name, vmap, window', [
+    ('alif', True, 3), ('lif', False, 7), ('two-groups', False, 3),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('embedding', False, 3), ('bypass', False, 3), ('elementwise', True, 3),
+        ('sparse', True, 3), ('conv', False, 3), ('gru', False, 3)))])
+def test_factors_after_steps_without_a_loss(float64, name, vmap, window):
+    """Steps in two phases: from zero, from what the call before left, and a gradient after it."""
+    upstream, ours = pair(NETS[name], 'es', 7, vmap, window=window, two_phase=True)
+    evolve = jitted(lambda run: run.learner.etrace_evolve(run.x, return_outputs=True))
+    for call in (evolve, evolve, Run.grad):
+        want, got = both(upstream, ours, call)
+        assert_close(want, got, TOLERANCE, nonzero=True)
+        assert_same_states(upstream, ours, TOLERANCE)
+    said = str(traceops.explain(ours.learner))
+    assert 'etrace_evolve' in said and 'no trace of the size' not in said
+
+
 def test_reset_then_again(float64):
     upstream, ours = pair(LIF, 'eprop', 5)
     for _ in range(2):

@@ -271,7 +271,7 @@ def evolve(
     chunk_size: int | None = None,
     return_outputs: bool = False,
 ) -> Any:
-    """Upstream's ``etrace_evolve``; the D-RTRL trace is rolled once per window."""
+    """Upstream's ``etrace_evolve``; the trace is rolled once per window, two factors on a GPU."""
     said = functools.partial(_note, learner, 'etrace_evolve', sequences)
 
     def steps() -> Any:
@@ -291,8 +291,6 @@ def evolve(
     if unjitted(learner):
         return as_upstream(reasons.UNJITTED())
     check_states(learner, driver)
-    if not isinstance(learner, upstream.ParamDimVjpAlgorithm):
-        return as_upstream(reasons.NO_TRACE())
     call = driver if step_fn is None else step_fn
 
     def step(slices: Any) -> Any:
@@ -329,7 +327,7 @@ def evolve(
             learner._warm_up.keep(carry['trace'], weight_vals, record, before)
         return jax.tree.map(typed, outputs, program.types['out']) if return_outputs else None
     return windows_or_steps(_rules(learner, driver), length, in_windows, steps, said,
-                            _is_outside_jit(learner, sequences))
+                            _is_outside_jit(learner, sequences), learns=False)
 
 
 @contextlib.contextmanager

@@ -122,6 +122,19 @@ class FactorisedRule(Rule):
                 view, carry, record, weight_vals, plain, filtered, before))
         return grads, self._leave(carry, inner, record)
 
+    def keeps(self, record_bytes: int) -> bool:
+        """Steps without a loss are not gone through again: their factors cost little."""
+        return False
+
+    def leave(self, carry: Carry, record: Any, weight_vals: Any) -> Carry:
+        """Both factors after a window that asks for no gradient."""
+        steps = steps_of(record)
+        signal = {g: tuple(jnp.zeros((steps, *a.shape[1:]), a.dtype) for a in rows[0])
+                  for g, rows in enumerate(record['D'])}
+        record = {**record, 'x': whole(record['x'], steps), 'signal': signal}
+        inner, _ = self.fold_window(carry, record, jnp.int32(0))
+        return self._leave(carry, inner, record)
+
     def _cotangents(self, view: RelationView, carry: Carry, record: Any,
                     index: Any) -> tuple[Any, Any, Any]:
         """Of the outputs of an op: as they are, filtered, and those at the entering factors.

@@ -153,9 +153,9 @@ def scan(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             _report(learners, loop.steps, deferred)
 
 
-def _why_rolled(one: Learner) -> Reason | None:
+def _why_rolled(one: Learner, together: bool) -> Reason | None:
     """Why a trace that no gradient reads is rolled at every step, if it is."""
-    return reasons.NO_TRACE() if one.forward and isinstance(
+    return reasons.NO_TRACE() if one.forward and not together and isinstance(
         one.owner, upstream.IODimVjpAlgorithm) else None
 
 
@@ -197,8 +197,10 @@ def _in_forms(original: Callable[..., Any], loop: TracedLoop, analysis: Analysis
     here, *elsewhere = forms_of(asked)
 
     def learners_in(together: bool) -> list[Learner]:
-        return [dataclasses.replace(one, reason=one.reason or _why_rolled(one) or why_short(
-            one.owner, one.lanes, together, loop.steps)) for one in analysis.learners]
+        return [dataclasses.replace(one, reason=(
+            one.reason or _why_rolled(one, together)
+            or why_short(one.owner, one.lanes, together, loop.steps)))
+            for one in analysis.learners]
 
     learners = {here: learners_in(here)}
     for together in elsewhere:      # outside jit, whether gradients wait is known

@@ -239,8 +239,9 @@ class ParamDimRule(Rule):
         over = TracePass(self.learner, self.views, self.lanes, None)
         new = over(carry, None, record, over.leaving(carry, record), weight_vals)[1]
         if self.kappa is not None:
-            new['filter'] = carry['filter'] if 'filter' in carry else _values(
-                self.trace_pass.states['filter'])
+            filters = carry.get('filter') or _values(self.trace_pass.states['filter'])
+            if filters:         # a loop without a gradient carries none
+                new['filter'] = filters
         return new
 
 

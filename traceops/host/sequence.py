@@ -60,7 +60,8 @@ def unjitted(learner: Any) -> bool:
 
 def windows_or_steps(rules: Sequence[Any], length: int,
                      in_windows: Callable[[Sequence[Any], bool], Any], steps: Callable[[], Any],
-                     said: Callable[[str, str], None], outside_jit: bool) -> Any:
+                     said: Callable[[str, str], None], outside_jit: bool,
+                     learns: bool = True) -> Any:
     """A call in windows, or a step at a time, as upstream takes it; whichever is faster.
 
     That can differ between the forms that a program may have: it has both ways then, and that of
@@ -79,10 +80,13 @@ def windows_or_steps(rules: Sequence[Any], length: int,
     said : callable
         Remembers the engine, and why.
     outside_jit : bool
+    learns : bool
+        Whether the steps have a gradient.
     """
     rule = rules[0]
-    learner, reason = rule.learner, _worth_a_step(rule, length)
-    windowed = rules if outside_jit else [one for one in rules if not _worth_a_step(one, length)]
+    learner, reason = rule.learner, _worth_a_step(rule, length, learns)
+    windowed = rules if outside_jit else [
+        one for one in rules if not _worth_a_step(one, length, learns)]
     with learner._recorder.detached():
         if 0 < len(windowed) < len(rules):
             with contextlib.suppress(Exception):    # what cannot be both is what it is here
@@ -101,10 +105,12 @@ def windows_or_steps(rules: Sequence[Any], length: int,
     return steps()
 
 
-def _worth_a_step(rule: Any, length: int) -> Reason | None:
+def _worth_a_step(rule: Any, length: int, learns: bool) -> Reason | None:
     """Why upstream's step is the faster way, if it is."""
     learner = rule.learner
     if rule.factorised:
+        if not (learns or rule.at_once):
+            return reasons.NO_TRACE()
         return why_short(learner, rule.lanes, rule.at_once, length)
     if not learner._carries_trace:
         return None
