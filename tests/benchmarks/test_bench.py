@@ -211,7 +211,7 @@ def test_a_sparse_net_from_end_to_end(place, capsys):
                                compiles=1)
     row = sparse.run(case, 1, progress=False)
     assert not row['error'] and 0.01 < row['spikes'] < 0.3
-    assert row['difference'] is None if place == 5 else 0 < row['difference'] <= 1e-5
+    assert 0 < row['difference'] <= 1e-5        # of the largest net, from windows of other steps
     text = sparse.markdown([json.loads(json.dumps(row))])
     assert 'met' in text or 'MISSED' in text
     assert benchmarks.main(['--sparse', '--list', '--neurons', '500', '127400']) == 0

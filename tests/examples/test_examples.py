@@ -164,7 +164,7 @@ def test_many_devices(tmp_path):
     done = subprocess.run([sys.executable, str(EXAMPLES / 'many_devices.py')],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'samples on 8 devices; one reduction of 86.2 kB a window' in done.stdout
+    assert re.search(r'samples on 8 devices; one reduction of \d+\.\d kB a window', done.stdout)
     assert 'one was killed, both resumed' in done.stdout
 
 

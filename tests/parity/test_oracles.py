@@ -156,9 +156,9 @@ def by_steps(run):
         lambda: brainstate.transform.scan(body, zeros, (run.x, run.y))[0])()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('S', [6, 7, 8])
-@pytest.mark.parametrize('vmap', [False, True])
+@pytest.mark.parametrize('S, vmap', [(6, False), *(
+    pytest.param(S, vmap, marks=pytest.mark.slow)
+    for S in (6, 7, 8) for vmap in (False, True) if S > 6 or vmap)])
 def test_where_the_compiler_is_wrong(double, monkeypatch, S, vmap):
     """Of the sizes at which it is: windows, steps by hand, and what steps leave for a window."""
     monkeypatch.setattr(nets, 'N_IN', 40)

@@ -258,7 +258,7 @@ def _notes(inner: Any, rows: list[Row], lanes: bool) -> list[str]:
                      'compiled if it computes something new: tenths of a second to seconds, where '
                      'the program itself takes milliseconds. Call it in a function decorated with '
                      '@brainstate.transform.jit')
-    notes += faults.notes(inner, all(r.engine == 'window' for r in rows))
+    notes += faults.notes(inner)
     if jax.default_backend() == 'gpu' and getattr(inner, '_steps', None) is not None \
             and inner._carries_trace:
         notes.append(f'a single step, by hand: {inner._steps.why()}')

@@ -20,8 +20,9 @@ _STATES = 6
 
 FUSION = ('this jaxlib (0.10.2 does; 0.11.2 and 0.12.0.1 do not) compiles upstream\'s step of a '
           'trace of six states a neuron or more wrongly for a CPU in float32, where the op has no '
-          'closed form: gradients of upstream\'s own steps may be off by tens of per cent. '
-          'Set XLA_FLAGS=--xla_cpu_use_fusion_emitters=false, or install another jaxlib')
+          'closed form: without traceops, which writes the step another way, gradients may be off '
+          'by tens of per cent. Set XLA_FLAGS=--xla_cpu_use_fusion_emitters=false to have upstream '
+          'right as well, or install another jaxlib')
 
 
 def _product(jacobian: Any, trace: Any) -> Any:
@@ -40,8 +41,9 @@ def miscompiles() -> bool:
     trace = rng.randn(4, 100, 60, _STATES).astype(np.float32)
     want = np.einsum('bosr,bior->bios', jacobian.astype(float), trace.astype(float))
     cpu = jax.devices('cpu')[0]
-    got = jax.jit(jax.vmap(_product))(*jax.device_put((jacobian, trace), cpu))
-    return bool(np.abs(np.asarray(got) - want).max() > 1e-2)
+    with jax.ensure_compile_time_eval():        # asked while a step is traced, too
+        got = np.asarray(jax.jit(jax.vmap(_product))(*jax.device_put((jacobian, trace), cpu)))
+    return bool(np.abs(got - want).max() > 1e-2)
 
 
 def meets_fusion_fault(learner: Any) -> bool:
@@ -68,12 +70,9 @@ def untrained(learner: Any) -> list[str]:
     return ['.'.join(map(str, path)) for path in learner.param_states if path not in known]
 
 
-def notes(learner: Any, all_in_windows: bool) -> list[str]:
+def notes(learner: Any) -> list[str]:
     """What ``explain`` says of a learner."""
-    found = []
-    if meets_fusion_fault(learner):
-        found.append(('its windows are right; of a single step by hand: ' if all_in_windows else '')
-                     + FUSION)
+    found = [FUSION] if meets_fusion_fault(learner) else []
     missed = untrained(learner)
     if missed:
         found.append(f'not trained by this version of braintrace, as upstream (their gradient is '

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from traceops.engine.step import GRADIENT, PREVIOUS, UPDATE, Step
 from traceops.host import upstream
+from traceops.host.faults import meets_fusion_fault
 from traceops.host.relations import RelationView, relation_views
 from traceops.host.trace_pass import TracePass, pair_by_sample, pair_dense
 from traceops.host.types import step_structs
@@ -161,6 +162,10 @@ class Steps:
 
     def _update(self, trace: Any, x: Any, f: Any, D: Any, weights: Any) -> Any:
         trace, x, f = self.keys.upstreams((trace, x, f))
+        if meets_fusion_fault(self.learner):    # of six states and more, compiled wrongly
+            return self.keys.ours(upstream.roll_step(
+                self.learner, self.learner.graph.hidden_param_op_relations, weights, trace,
+                (x, f, D)))
         return self.keys.ours(self._upstream_update(None, trace, (x, f), D, weights, False))
 
     # -- the update of D-RTRL through its operation, where that has a kernel --------------------
