@@ -7,9 +7,12 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 import traceops
 from traceops import cli, config
+
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()

@@ -160,7 +160,7 @@ def _tiny(program):
 
 
 @pytest.mark.usefixtures('compiled_quickly')
-@pytest.mark.parametrize('place', [0, 4, 5, 9, 10])
+@pytest.mark.parametrize('place', [0, pytest.param(4, marks=pytest.mark.slow), 5, 9, 10])
 def test_a_program_from_end_to_end(place):
     row = user_programs.run(_tiny(user_programs.PROGRAMS[place]), 1)
     assert not row['error'] and row['difference'] <= 1e-5 and row['value'] >= 0

@@ -16,6 +16,8 @@ from tests.parity.harness import added_up, assert_close, start
 from tests.parity.nets import NETS
 from traceops.compiler.outside_jit import Programs, key_of
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 STEPS = 7
 a = jnp.arange(6., dtype=jnp.float32)
 

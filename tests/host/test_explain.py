@@ -22,6 +22,8 @@ from tests.parity.test_transformed import net
 from traceops.host import explain, relations
 from traceops.host.rule import Rule
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 
 def test_a_window_learner():
     run = start(traceops.compile, NETS['alif'], 'd_rtrl', 5)

@@ -18,6 +18,8 @@ from traceops.benchmarks.cases import Case
 from traceops.benchmarks.measure import data, of_case, online, pure
 from traceops.ops import choice
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 
 @pytest.fixture
 def gpus(monkeypatch):

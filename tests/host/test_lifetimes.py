@@ -72,7 +72,7 @@ def left_by(way, rule, vmap, compiler=traceops.compile):
 
 #: e-prop's filter is not mapped with the other states: steps by hand under ``vmap`` leave a tracer.
 UPSTREAM_RAISES = ('step', 'step jitted', 'loop', 'loop jitted', 'accelerate')
-QUICK = {('d_rtrl', False): ('step', 'loop jitted', 'etrace_grad jitted'),
+QUICK = {('d_rtrl', False): ('step', 'etrace_grad jitted'),
          ('es', True): ('loop jitted',)}
 
 

@@ -16,6 +16,8 @@ from traceops.errors import UnsupportedVersionError
 from traceops.host import upstream, versions
 from traceops.host.learners import is_fast
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 CLASSES = (upstream.VjpAlgorithm, upstream.ETraceVmap, braintrace.D_RTRL, braintrace.ES_D_RTRL,
            braintrace.ParamDimVjpAlgorithm, braintrace.IODimVjpAlgorithm)
 

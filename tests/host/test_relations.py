@@ -12,6 +12,8 @@ from traceops.benchmarks import measure
 from traceops.benchmarks.cases import Case
 from traceops.benchmarks.loops import LoopCase, train_step
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 
 def small(net, rule, vmap):
     return Case('small', net, rule, 8, None, steps=4, batch=2, vmap=vmap, n_in=5, n_out=3)

@@ -54,7 +54,7 @@ def forced(monkeypatch):
 
 
 @pytest.mark.usefixtures('compiled_quickly')
-@pytest.mark.parametrize('vmap', [False, True])
+@pytest.mark.parametrize('vmap', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_fused_step_is_upstreams(forced, vmap):
     want = hand_driven(braintrace.compile, 'alif', vmap)
     got = hand_driven(traceops.compile, 'alif', vmap)

@@ -14,6 +14,8 @@ import traceops
 from tests.host.test_patch import fast, learner
 from tests.parity.nets import NETS
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 HOSTS = ('braintrace', 'brainstate', 'brainpy', 'braintools', 'saiunit')
 
 

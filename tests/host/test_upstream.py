@@ -14,6 +14,8 @@ from tests.parity.nets import NETS
 from traceops.errors import UnsupportedVersionError
 from traceops.host import upstream
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 ROOT = pathlib.Path(traceops.__file__).parent
 
 

@@ -13,6 +13,8 @@ import traceops
 from traceops.errors import TraceopsError, UnsupportedVersionError
 from traceops.host import versions
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 GOOD = {'braintrace': '0.2.8', 'jax': '0.12.0.1'}
 
 

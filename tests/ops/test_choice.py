@@ -193,7 +193,8 @@ for op in OPERATIONS.values():
 ops.report()
 print(sorted({'triton', 'jax_triton', 'traceops.ops.gpu'} & set(sys.modules)))
 """
-    env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': os.environ.get('XLA_FLAGS', '')
+           + ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'}
     env.pop('TRITON_INTERPRET', None)
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

@@ -54,7 +54,7 @@ def test_options(float64, options):
     check(*pair(LIF, 'd_rtrl', 5, window=3), lambda run: run.grad(**options))
 
 
-@pytest.mark.parametrize('return_value', [False, True])
+@pytest.mark.parametrize('return_value', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_aux_and_pytrees_of_sequences(float64, return_value):
     def call(run: Run):
         def step(data):
@@ -95,9 +95,9 @@ def test_a_loss_that_ignores_the_output_at_some_steps(float64):
 
 
 @pytest.mark.parametrize('rule, vmap', [
-    ('d_rtrl', False), ('es', True), ('eprop', False),
+    ('d_rtrl', False), ('es', True),
     *(pytest.param(*case, marks=pytest.mark.slow)
-      for case in (('d_rtrl', True), ('es', False), ('eprop', True)))])
+      for case in (('eprop', False), ('d_rtrl', True), ('es', False), ('eprop', True)))])
 def test_evolve_then_grad_then_a_single_step(float64, rule, vmap):
     if vmap and rule == 'eprop':
         pytest.skip('upstream itself leaks a tracer: its filter is written under vmap')
@@ -312,7 +312,7 @@ class TestWithoutCarrying:
         assert shapes(carry_trace=True) and not shapes(carry_trace=False)
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_sequence(rule):
     """Temporary memory of the compiled call, beyond the sequences and what is returned."""
     def temporary(steps):
@@ -327,6 +327,7 @@ def test_memory_does_not_grow_with_the_sequence(rule):
     assert long - short <= 2 * per_step * 9_900 + 2 ** 16
 
 
+@pytest.mark.usefixtures('compiled_quickly')
 @pytest.mark.cpu('a short sequence takes the window on a GPU')
 class TestWhereUpstreamIsAsFast:
     """Few steps of a small net on a CPU: upstream's step, and it says so."""
@@ -356,7 +357,7 @@ class TestWhereUpstreamIsAsFast:
         assert row.engine == ('per-step' if per_step else 'window')
         assert ("KiB to record: upstream's step is as fast" in row.reason) == per_step
 
-    @pytest.mark.parametrize('steps', [2, 3])
+    @pytest.mark.parametrize('steps', [2, pytest.param(3, marks=pytest.mark.slow)])
     def test_of_a_larger_trace_every_step_counts(self, steps, monkeypatch):
         monkeypatch.setattr(plan, 'SMALL_TRACE', {2: 64, 3: 64})
         ours = start(traceops.compile, LIF, 'd_rtrl', steps)

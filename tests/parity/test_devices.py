@@ -10,11 +10,13 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 CASES = {'lif': (('es', False), ('d_rtrl', True)), 'lora': (('d_rtrl', True),),
          'embedding': (('es', False),)}
 
 
-def _try_all():
+def _try_all(*names):
     """Print what the program of every net, rule and mode sends; results are those of one device."""
     import brainstate
     import jax
@@ -36,7 +38,7 @@ def _try_all():
     def by_sample(a):
         return put(a, *['samples'] * (np.shape(a)[:1] == (harness.BATCH,)))
 
-    for name in CASES:
+    for name in names:
         for rule, vmap in CASES[name]:
             with traceops.configured(window=3):
                 alone, run = (harness.start(traceops.compile, ALL[name], rule, 9, vmap)
@@ -60,17 +62,21 @@ def _try_all():
                 max(k.written for k in sent), size, said]))
 
 
-def test_one_reduction_a_window_and_nothing_gathered():
+@pytest.mark.parametrize('names', [
+    ('lif',), pytest.param(('lora', 'embedding'), marks=pytest.mark.slow)], ids=str)
+def test_one_reduction_a_window_and_nothing_gathered(names):
     flags = (' --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0'
              ' --xla_llvm_disable_expensive_passes=true')
     env = {**os.environ, 'JAX_PLATFORMS': 'cpu',
            'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + flags}
     done = subprocess.run(
-        [sys.executable, '-c', 'from tests.parity.test_devices import _try_all\n_try_all()'],
+        [sys.executable, '-c', 'from tests.parity.test_devices import _try_all\n'
+         f'_try_all(*{names})'],
         capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('[')]
-    assert len(rows) == sum(map(len, CASES.values()))
+    assert [tuple(row[:3]) for row in rows] == [
+        (name, *case) for name in names for case in CASES[name]]
     for name, rule, vmap, kinds, times, most, size, said in rows:
         case = name, rule, vmap
         assert kinds == ['all-reduce'] and times == 3, (case, kinds, times)

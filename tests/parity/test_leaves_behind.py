@@ -28,6 +28,8 @@ from tests.parity.harness import (
 from tests.parity.nets import NETS
 from tests.parity.test_calls import BAD
 
+pytestmark = pytest.mark.usefixtures('compiled_quickly')
+
 TOLERANCE = 1e-10
 ALIF = NETS['alif']
 
@@ -204,7 +206,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('rule, vmap', [
-    pytest.param('d_rtrl', False, marks=pytest.mark.slow), ('d_rtrl', True), ('es', False)],
+    pytest.param('d_rtrl', False, marks=pytest.mark.slow), ('d_rtrl', True),
+    pytest.param('es', False, marks=pytest.mark.slow)],
     ids=['d_rtrl-batch', 'd_rtrl-vmap', 'es-batch'])
 def test_refused_calls_leave_every_state_and_a_learner_that_works(float64, rule, vmap):
     """All of them, one after the other, after a good call that left a trace."""

@@ -35,8 +35,8 @@ def largest_array(program):
 
 
 @pytest.mark.parametrize('name, vmap', [
-    ('alif', True), ('gru', False),
-    *(pytest.param(name, False, marks=pytest.mark.slow) for name in ('lif', 'two-layer'))])
+    ('alif', True),
+    *(pytest.param(name, False, marks=pytest.mark.slow) for name in ('gru', 'lif', 'two-layer'))])
 def test_no_array_of_batch_inputs_outputs(name, vmap, monkeypatch):
     """Sizes at which nothing else comes near: 3 steps, 16 samples, 24 neurons."""
     monkeypatch.setattr(harness, 'BATCH', 16)
@@ -85,8 +85,8 @@ def test_a_trace_that_the_program_itself_cannot_read_again_is_not_formed(
 
 
 @pytest.mark.parametrize('rule, name, kept, shared_signals', [
-    ('d_rtrl', 'lif', 1, 0), ('d_rtrl', 'alif', 1, 0), ('es', 'alif', 1, 1),
-    ('es', 'two-layer', 1, 3)])
+    pytest.param('d_rtrl', 'lif', 1, 0, marks=pytest.mark.slow), ('d_rtrl', 'alif', 1, 0),
+    pytest.param('es', 'alif', 1, 1, marks=pytest.mark.slow), ('es', 'two-layer', 1, 3)])
 def test_one_value_of_each_neuron_is_kept(monkeypatch, rule, name, kept, shared_signals):
     """However many states it has; under ES-D-RTRL only of those that a product reads later."""
     programs = []

@@ -40,7 +40,7 @@ def outcome(call):
 
 @pytest.mark.usefixtures('compiled_quickly')
 @pytest.mark.parametrize('rule, settings', [
-    ('d_rtrl', {}), ('es', {}), ('es', {'two_phase': True})])
+    ('d_rtrl', {}), pytest.param('es', {}, marks=pytest.mark.slow), ('es', {'two_phase': True})])
 def test_strict_promotion(rule, settings):
     upstream, ours = pair(NETS['alif'], rule, 5, window=3, **settings)
     with jax.numpy_dtype_promotion('strict'):
@@ -143,7 +143,9 @@ def every_loop(monkeypatch):
 
 @pytest.mark.usefixtures('compiled_quickly', 'every_loop')
 @pytest.mark.parametrize('mode, rule', [
-    (mode, rule) for mode in MODES for rule in ('d_rtrl', 'es')])
+    pytest.param(mode, rule, marks=[] if (mode, rule) in (
+        ('rank promotion', 'd_rtrl'), ('nan', 'es'), ('warnings', 'd_rtrl')) else pytest.mark.slow)
+    for mode in MODES for rule in ('d_rtrl', 'es')])
 def test_a_mode_that_changes_nothing(mode, rule):
     """A sequence, a loop, steps by hand: each runs, ours in its own way."""
     upstream, ours = runs(rule)
@@ -156,7 +158,7 @@ def test_a_mode_that_changes_nothing(mode, rule):
 
 
 @pytest.mark.usefixtures('compiled_quickly', 'every_loop')
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
 def test_a_nan_is_found(rule):
     """Where a result has one, and only there: not where ``where`` hides it in the loop."""
     for run in runs(rule):
@@ -173,7 +175,7 @@ def test_a_nan_is_found(rule):
 
 
 @pytest.mark.usefixtures('compiled_quickly')
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
+@pytest.mark.parametrize('rule', ['d_rtrl', pytest.param('es', marks=pytest.mark.slow)])
 def test_no_transfer_once_compiled(rule):
     upstream, ours = runs(rule)
     for run in (upstream, ours):

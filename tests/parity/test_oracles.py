@@ -74,8 +74,9 @@ def error(want, got):
 
 
 @pytest.mark.parametrize('S, rule, vmap, settings', [
-    (6, 'd_rtrl', False, {}), (7, 'd_rtrl', True, {}), (8, 'es', False, {}),
+    (7, 'd_rtrl', True, {}), (8, 'es', False, {}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (6, 'd_rtrl', False, {}),
         (8, 'd_rtrl', False, {}), (6, 'es', False, {}), (7, 'eprop', False, {}),
         (8, 'd_rtrl', True, {}), (8, 'es', True, {}), (8, 'eprop', False, {}),
         (6, 'd_rtrl', False, {'carry_trace': False}), (7, 'd_rtrl', False, {'two_phase': True}),

@@ -59,12 +59,17 @@ _ONCE = ('vanilla', 'gru', 'lstm', 'lif', 'two-layer', 'three-states', 'four-sta
 _VMAPPED = ('alif', 'noisy', 'bypass', 'elementwise', 'embedding', 'sparse', 'plain')
 
 
+#: ES-D-RTRL of these is compared in another test: lengths and windows, all steps at once, random
+#: numbers, under vmap.
+_FACTORISED = ('alif', 'noisy', 'bypass', 'embedding', 'sparse')
+
+
 def _quick(name, rule, vmap):
     if name in _ONCE:
         return rule == 'd_rtrl' and not vmap and name != 'four-states'      # three and five are
-    if (name, rule) == ('alif', 'es'):                                      # among all rules
-        return False
-    return rule == 'es' or vmap or name not in _VMAPPED
+    if rule == 'es':
+        return name not in _FACTORISED
+    return vmap or name not in _VMAPPED
 
 
 @pytest.mark.parametrize('name, rule, vmap', [
@@ -91,7 +96,8 @@ def test_a_net_that_draws_random_numbers_at_once():
     assert 'the loop: kernels run on NVIDIA GPUs' in said, said
 
 
-@pytest.mark.parametrize('rule, steps', [('d_rtrl', 12), ('es', 10)])
+@pytest.mark.parametrize('rule, steps', [
+    ('d_rtrl', 12), pytest.param('es', 10, marks=pytest.mark.slow)])     # es: in a loop by hand
 def test_iterations_of_several_steps(float64, rule, steps):
     """There the loops over time take five steps an iteration, and the remaining ones after it; the
     loop of a readout takes all of them.
@@ -111,7 +117,9 @@ def test_factorised_under_vmap(float64, name):
     compare(name, 'es', True, 7, 3, 1e-10)
 
 
-@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('rule', [      # those two are among the lengths and windows
+    pytest.param(rule, marks=pytest.mark.slow if rule in ('d_rtrl', 'es') else [])
+    for rule in RULES])
 def test_every_rule(float64, rule):
     compare('alif', rule, False, 7, None, 1e-10)
 
@@ -178,7 +186,8 @@ def test_without_carrying(float64, name):
 
 
 @pytest.mark.parametrize('name, vmap', [
-    ('alif', True), ('noisy', False), ('two-layer', False), ('gru', False)])
+    ('alif', True), ('noisy', False), ('two-layer', False),
+    pytest.param('gru', False, marks=pytest.mark.slow)])
 def test_windows_replayed_from_one_simulation(float64, monkeypatch, name, vmap):
     """Without a trace, windows that stay in cache are taken from what is kept of all steps."""
     monkeypatch.setattr(Rule, 'window_budget', lambda self, more=0: 2 ** 12)

@@ -80,8 +80,8 @@ def _slow(*case):
 
 @pytest.mark.parametrize('pattern, rule, vmap, carry, options', [
     ('csr', 'd_rtrl', False, True, {}), ('csc', 'd_rtrl', False, True, {'bias': True}),
-    ('csc', 'es', False, True, {}), ('csr', 'es', True, True, {'weight_fn': jnp.sin}),
-    ('csr', 'd_rtrl', True, True, {'weight_fn': jnp.sin, 'bias': True}),
+    _slow('csc', 'es', False, True, {}), ('csr', 'es', True, True, {'weight_fn': jnp.sin}),
+    _slow('csr', 'd_rtrl', True, True, {'weight_fn': jnp.sin, 'bias': True}),
     _slow('csr', 'eprop', False, True, {'weight_fn': jnp.sin}),
     _slow('csr', 'd_rtrl', False, False, {}),
     ('per-pre', 'es', False, True, {}), ('per-post', 'es', False, True, {'weight_fn': jnp.sin}),
