@@ -63,9 +63,9 @@ test-gpufree test-gpufree-quick: gpufree-venv
 	pytest="$(GPUFREE)/bin/python -m pytest $(SHARED)"; \
 	run JAX_PLATFORMS=cpu TRITON_INTERPRET=1 $$pytest -m '$(MARKS)' \
 		tests/gpufree/test_interpreter.py $(ARGS); \
-	run JAX_PLATFORMS=cpu,cuda $$pytest -m '$(MARKS)' tests/ops/test_traps.py \
-		tests/gpufree/test_resources.py tests/gpufree/test_programs.py \
-		tests/gpufree/test_training.py $(ARGS); \
+	run JAX_PLATFORMS=cpu,cuda $$pytest -m '$(MARKS)' tests/gpufree/test_training.py \
+		tests/gpufree/test_programs.py tests/gpufree/test_resources.py \
+		tests/ops/test_traps.py $(ARGS); \
 	exit $$failed
 
 gpu-programs: gpufree-venv

@@ -124,5 +124,5 @@ _tests = itertools.count(1)
 def forget_programs():
     """jax keeps what it compiled for ever: without this a worker grows to gigabytes."""
     yield
-    if next(_tests) % 30 == 0:
+    if next(_tests) % 60 == 0:
         jax.clear_caches()

@@ -148,10 +148,16 @@ def test_a_loop_from_end_to_end(capsys):
     assert not row['error'] and row['difference'] <= 1e-5 and row['ratio'] > 0
     assert row['curves']['epochs'] == 3 and row['curves']['first'] != row['curves']['last']
     assert np.isfinite(row['curves']['nudged'])
-    row = loops.run(dataclasses.replace(case, by_hand=True, epochs=0), 2, progress=False)
-    assert not row['error'] and row['difference'] <= 1e-5
     assert benchmarks.main(['--loops', '--list']) == 0
     assert 'clipped at every step' in capsys.readouterr().out
+
+
+@pytest.mark.slow           # its loop is among those of the programs
+@pytest.mark.usefixtures('compiled_quickly')
+def test_a_loop_by_hand_from_end_to_end():
+    case = loops.LoopCase('tiny', dataclasses.replace(TINY, vmap=True), by_hand=True)
+    row = loops.run(case, 2, progress=False)
+    assert not row['error'] and row['difference'] <= 1e-5
 
 
 def _tiny(program):

@@ -21,6 +21,7 @@ import pytest
 import saiunit as u
 
 import traceops
+from tests.gpufree import slow
 from tests.ops import oracle, suites
 from tests.ops.steps import operands_of
 from traceops import cli, ops
@@ -35,7 +36,12 @@ from traceops.ops import choice, interpreter, measured, verify
 from traceops.ops.primitive import OPERATIONS
 from traceops.ops.simulate_window import SIMULATE_WINDOW
 
+#: What jax does around a kernel, and the gradients, which are the reference's: d_trace_window has
+#: them quickly.
+_AROUND = 'control_flow_and_remat', 'gradient', 'nested_vmap', 'vmap_of_inner_axes'
 
+
+@slow(*_AROUND)
 class TestAdjointWindow(suites.AdjointWindowSuite):
     backend = 'triton'
 
@@ -47,6 +53,7 @@ class TestAdjointWindowFiltered(suites.AdjointWindowSuite):
     test_an_empty_batch = test_states_may_be_separate = None
 
 
+@slow(*_AROUND)
 class TestLeavingWindow(suites.LeavingWindowSuite):
     backend = 'triton'
 
@@ -58,6 +65,7 @@ class TestLeavingWindowFiltered(suites.LeavingWindowSuite):
     test_more_steps_than_a_kernel_loads_ahead = None
 
 
+@slow(*_AROUND)
 class TestEsTraceWindow(suites.EsTraceWindowSuite):
     backend = 'triton'
 
@@ -95,6 +103,7 @@ class TestDTraceWindow(suites.DTraceWindowSuite):
         suites.close(got[1][1], want[1], tolerance)
 
 
+@slow(*_AROUND)
 class TestTraceGradient(suites.TraceGradientSuite):
     backend = 'triton'
 
@@ -139,10 +148,12 @@ class TestTraceGradient(suites.TraceGradientSuite):
                          oracle.trace_gradient(x, delta), self.tolerance)
 
 
+@slow(*_AROUND)
 class TestTraceGradientBySample(suites.TraceGradientBySampleSuite):
     backend = 'triton'
 
 
+@slow('gradient')
 class TestSimulateWindow(suites.SimulateWindowSuite):
     backend = 'triton'
 
@@ -158,8 +169,10 @@ class TestSimulateWindow(suites.SimulateWindowSuite):
         assert bad[:, :, 5].all() and not np.delete(bad, 5, 2).any()
 
 
-@pytest.mark.parametrize('name', ['alif', 'refractory', 'gru'])
-@pytest.mark.parametrize('wrong', [False, True])
+@pytest.mark.parametrize('name, wrong', [
+    ('alif', True), ('refractory', True), ('gru', False),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('alif', False), ('refractory', False), ('gru', True)))])
 def test_each_text_is_tried_before_it_is_used(name, wrong, monkeypatch, proof):
     """And one that is wrong is seen."""
     verify.forget()

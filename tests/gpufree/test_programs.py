@@ -77,25 +77,25 @@ def test_vmap_of_vmap_is_one_kernel(target, proof):
     proof('both scans, vmap of vmap', target, summary(compiled))
 
 
+@pytest.mark.parametrize('alone', quick_first(True, [True, False]), ids=['alone', 'all but one'])
 @pytest.mark.parametrize('name', OPERATIONS)
-def test_whatever_is_mapped_is_one_launch(name, proof):
-    """Each operand mapped alone, and all but each; the compiled program has no loop.
+def test_whatever_is_mapped_is_one_launch(name, alone, proof):
+    """Each operand mapped alone, or all but each; the compiled program has no loop.
 
     Exceptions are stated in ``_LANES``.
     """
     operation = OPERATIONS[name]
     operands, params = operation.cases()[-1]
     count = len(operands)
-    alone = [tuple(0 if i == k else None for i in range(count)) for k in range(count)]
-    others = [tuple(None if i == k else 0 for i in range(count)) for k in range(count)]
-    for axes in alone + others:
+    for axes in [tuple(0 if (i == k) == alone else None for i in range(count))
+                 for k in range(count)]:
         given = [shape(*(3,) * (d == 0), *a.shape, dtype=a.dtype)
                  for a, d in zip(operands, axes, strict=True)]
         compiled = compile_for('h100', jax.vmap(functools.partial(
             operation.primitive.bind, request='triton', devices=None, **params), axes), *given)
         expected = _LANES.get(name, lambda *_: (1, False))(*axes)
         assert (len(kernel_calls(compiled)), ' while(' in compiled.as_text()) == expected, axes
-    proof(f'{name}, {2 * count} ways of mapping', 'h100', 'as many kernels and loops as stated')
+    proof(f'{name}, {count} ways of mapping', 'h100', 'as many kernels and loops as stated')
 
 
 #: Of operations that are not one launch whatever is mapped: kernels, and whether there is a loop.

@@ -44,8 +44,7 @@ def calls(nets, quick):
         for net in nets for rule in KERNEL for vmap in (False, True)])
 
 
-@calls(STATES, quick=[('alif', 'D_RTRL', True), ('gru', 'D_RTRL', False),
-                      ('lif', 'ES_D_RTRL', False)])
+@calls(STATES, quick=[('alif', 'D_RTRL', True), ('lif', 'ES_D_RTRL', False)])
 @pytest.mark.parametrize('gpu', ['h100', *(
     pytest.param(gpu, marks=pytest.mark.slow) for gpu in TARGETS if gpu != 'h100')])
 def test_one_kernel_and_no_trace(gpu, net, rule, vmap, proof):
@@ -79,12 +78,10 @@ BARS = {('lif', 'ES_D_RTRL', 128, 50, False, True): 45,
         ('lif', 'ES_D_RTRL', 2048, 200, False, True): 50}
 #: Of the net; and of a readout that leaks.
 SIMULATIONS = {'lif': 2, 'alif': 2, 'two-alif': 2, 'gru': 1, 'lstm': 1}
-_QUICK = ('lif', 'D_RTRL', 1024, 50, False, True), ('gru', 'D_RTRL', 128, 50, False, False)
+_QUICK = 'gru', 'D_RTRL', 128, 50, False, False
 
 
-@pytest.mark.parametrize('bar', [pytest.param(
-    bar, id='-'.join(map(str, bar)), marks=[] if bar in _QUICK else pytest.mark.slow)
-    for bar in BARS])
+@pytest.mark.parametrize('bar', quick_first(_QUICK, BARS), ids=lambda bar: '-'.join(map(str, bar)))
 def test_a_window_is_simulated_in_one_launch(bar, proof):
     """And the whole training call is a few dozen."""
     net, rule, n, steps, vmap, carried = bar

@@ -103,6 +103,12 @@ def pair(net: Net, rule: str, steps: int, vmap: bool = False, **settings: Any) -
     return upstream, ours
 
 
+def programs(*runs: Run) -> Any:
+    """``grad`` of each run as one program, which is traced and compiled for its first call."""
+    made = {run.learner: run.program() for run in runs}
+    return lambda run: made[run.learner]()
+
+
 def assert_close(want: Any, got: Any, tolerance: float, nonzero: bool = False) -> None:
     """Equal structure, dtypes, and values leaf by leaf (by norm)."""
     a, ta = jax.tree.flatten(want)

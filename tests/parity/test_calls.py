@@ -20,6 +20,7 @@ from tests.parity.harness import (
     compiled,
     jitted,
     pair,
+    programs,
     start,
 )
 from tests.parity.nets import NETS
@@ -337,8 +338,9 @@ class TestWhereUpstreamIsAsFast:
     def test_a_short_sequence_takes_upstreams_way(self, float64, net, rule, steps):
         upstream, ours = (start(compiler, NETS[net], rule, steps)
                           for compiler in (braintrace.compile, traceops.compile))
+        grad = programs(upstream, ours)
         for _ in range(2):
-            want, got = both(upstream, ours, lambda run: run.grad())
+            want, got = both(upstream, ours, grad)
             assert_close(want, got, 0., nonzero=True)
         row = traceops.explain(ours.learner).rows[0]
         assert row.engine == 'per-step' and f'a sequence of {steps} steps' in row.reason
