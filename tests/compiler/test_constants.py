@@ -64,7 +64,8 @@ def _eqns(jaxpr, loops=0):
 @pytest.mark.parametrize('rule, carry, state, at_once', [
     ('ES_D_RTRL', True, True, False), ('D_RTRL', True, True, False),
     ('D_RTRL', False, True, False), ('ES_D_RTRL', True, False, False),
-    ('ES_D_RTRL', True, True, True), ('D_RTRL', False, True, True)])
+    pytest.param('ES_D_RTRL', True, True, True, marks=pytest.mark.slow),
+    ('D_RTRL', False, True, True)])
 def test_once_a_call(rule, carry, state, at_once):
     """Or not in the program at all, if what they follow from is known before it runs."""
     with traceops.configured(window=3, carry_trace=carry, two_phase=at_once):

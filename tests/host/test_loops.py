@@ -142,8 +142,9 @@ def test_a_step_by_hand_is_upstreams(float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14), want, got)
 
 
-@pytest.mark.parametrize('rule', ['d_rtrl', 'es'])
-@pytest.mark.parametrize('vmap', [False, True])
+@pytest.mark.parametrize('vmap, rule', [
+    (True, 'd_rtrl'), (False, 'es'),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((False, 'd_rtrl'), (True, 'es')))])
 def test_a_step_by_hand_compiles_to_upstreams_program(rule, vmap):
     """Recognisable in the jaxpr, and not an operation more than upstream's on a CPU."""
     def compiled():

@@ -228,8 +228,10 @@ def test_refused_calls_leave_every_state_and_a_learner_that_works(float64, rule,
     assert_same_states(upstream, ours, TOLERANCE)
 
 
-@pytest.mark.parametrize('vmap', [False, True], ids=['batch', 'vmap'])
-@pytest.mark.parametrize('call', ['grad', 'evolve'])
+@pytest.mark.parametrize('call, vmap', [
+    ('grad', True), ('evolve', False),
+    *(pytest.param(*case, marks=pytest.mark.slow)
+      for case in (('grad', False), ('evolve', True)))])
 def test_a_state_of_another_shape_is_refused_before_anything_moves(vmap, call):
     ours = start(traceops.compile, ALIF, 'd_rtrl', 5, vmap)
     value = ours.model.neuron.V.value
