@@ -75,8 +75,8 @@ class Suite:
     @pytest.mark.parametrize('mapped', ['all', 'each', 'all but one'])
     def test_vmap(self, mapped):
         """Every operand mapped, one alone, all but one: as one call an element."""
-        lanes = 3
-        many = [jnp.stack([a, 0.5 * a, -a]) for a in self.operands()]
+        lanes = 2
+        many = [jnp.stack([a, -0.5 * a]) for a in self.operands()]
         count = len(many)
         choices = {'all': [tuple(range(count))], 'each': [(i,) for i in range(count)],
                    'all but one': list(itertools.combinations(range(count), count - 1))}[mapped]
