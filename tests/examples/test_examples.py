@@ -140,7 +140,6 @@ def _small(example):
                              '--training-steps=6'])
 
 
-@pytest.mark.slow           # two processes that import everything, for what is jax's own
 def test_two_processes_train_as_one(example, tmp_path, monkeypatch):
     """They join on loopback; each has half of the devices, and half of the samples."""
     many, args = _small(example)
