@@ -93,6 +93,19 @@ def test_the_rule_itself(double, S, rule, vmap, settings, precision):
     assert error(want, got) <= (1e-5 if precision == 32 else 1e-10)
 
 
+@pytest.mark.parametrize('mode', [
+    jax.disable_jit, functools.partial(jax.transfer_guard, 'disallow_explicit')],
+    ids=['disable_jit', 'transfer_guard'])
+def test_the_compiler_is_asked_alike_in_every_mode(mode):
+    """In a step that is traced, too."""
+    wrong, found = faults.miscompiles(), []
+    with mode():
+        found.append(faults.miscompiles.__wrapped__())
+        with jax.disable_jit(False):
+            jax.eval_shape(lambda: found.append(faults.miscompiles.__wrapped__()))
+    assert found == [wrong, wrong]
+
+
 def test_explain_names_what_is_compiled_wrongly(monkeypatch):
     ours = start(traceops.compile, 6, 'd_rtrl')
     for wrong in (True, False):
